@@ -1,0 +1,1 @@
+"""Prompts, videos and the bouncing digits."""

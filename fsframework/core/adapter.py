@@ -1,0 +1,313 @@
+"""`ModelAdapter`: the facts about a DiT family. Where reuse can happen, never whether."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fsframework.core.registry import nearest
+from fsframework.core.site import Kind, Part, Site, State
+
+if TYPE_CHECKING:
+    from fsframework.core.policy import ReusePolicy
+
+
+@dataclass(frozen=True)
+class BlockList:
+    """One `nn.ModuleList` of transformer blocks: how it is called and what it gives back."""
+
+    path: str
+    """Attribute path in the transformer, such as `transformer_blocks`."""
+    kind: Kind
+    streams: tuple[str, ...] = ("hidden_states",)
+    """Argument names of the token streams in the block's forward, video first."""
+    returns: tuple[str, ...] = ("hidden_states",)
+    """The same names in the order the block returns them. One name: the block returns a bare tensor."""
+    attention: str | None = "attn1"
+    cross_attention: str | None = None
+    mlp: str | None = "ff"
+    """Sub-module names inside a block; None where it has none."""
+    fold: Literal["frames", "tokens"] | None = None
+    """Which axis is folded into the batch, if one is: [(B F), N, C] or [(B N), F, C]."""
+    token_inputs: tuple[str, ...] = ()
+    """Other arguments with one row per video token (rotary tables), cut along with the tokens for `Partial`."""
+
+    def submodule(self, part: Part) -> str | None:
+        """The attribute name of a sub-module part."""
+        return {Part.ATTENTION: self.attention, Part.CROSS_ATTENTION: self.cross_attention, Part.MLP: self.mlp}[part]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A named set of weights of a family, with the sampling it is meant for."""
+
+    source: str
+    """A folder (relative to `fsframework/models`) or a Hugging Face repository."""
+    num_steps: int = 50
+    guidance_scale: float = 7.5
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    fps: int = 8
+    dtype: str = "float32"
+    """The dtype the weights are usually run in; on a CPU always float32."""
+    revision: str | None = None
+
+
+class ModelAdapter:
+    """Facts about one family of diffusers DiTs. Subclasses state class attributes and override nothing as a rule.
+
+    Wrong facts fail at `bind`, all at once, by name.
+    """
+
+    transformer_classes: ClassVar[tuple[str, ...]]
+    """Names of the transformer classes this adapter is for."""
+    pipeline_classes: ClassVar[tuple[str, ...]] = ()
+    """Names of the pipeline classes that drive them."""
+    transformer_name: ClassVar[str] = "transformer"
+    """The pipeline's attribute that holds the transformer."""
+    blocks: ClassVar[tuple[BlockList, ...]]
+    """Block lists in execution order."""
+    interleaved: ClassVar[bool] = False
+    """True: the lists run in turns (s0 t0 s1 t1 ...). False: one list after the other."""
+    guidance: ClassVar[Literal["batched", "sequential", "none"]] = "batched"
+    """Whether a step calls the transformer once with both halves, once per branch, or without guidance."""
+    batch_order: ClassVar[tuple[str, str]] = ("uncond", "cond")
+    """Which half of a guidance batch is which."""
+    latent_input: ClassVar[str] = "hidden_states"
+    timestep_input: ClassVar[str] = "timestep"
+    batched_inputs: ClassVar[tuple[str, ...]] = ("hidden_states", "encoder_hidden_states", "timestep")
+    """Arguments of the transformer's forward with one row per sample, cut when one guidance half runs alone."""
+    contexts: ClassVar[Mapping[str, str]] = {"cond": "cond", "uncond": "uncond", "cond_uncond": "joint"}
+    """diffusers' `cache_context` name -> branch."""
+    pipeline_arguments: ClassVar[Mapping[str, str]] = {}
+    """Our sampling names -> the pipeline's, where they differ (`num_frames` -> `video_length`)."""
+    checkpoints: ClassVar[Mapping[str, Checkpoint]] = {}
+    """Model names `fsf run` accepts for this family."""
+    tiny_config: ClassVar[Mapping[str, Any]] = {}
+    """Constructor arguments of a random transformer of a few blocks, for the contract tests."""
+
+    def example_inputs(self, transformer: nn.Module, batch: int, generator: torch.Generator) -> dict[str, Any]:
+        """Keyword arguments for one forward of the tiny transformer: `batch` samples, without the timestep."""
+        raise NotImplementedError(f"{type(self).__name__} states no example_inputs; the contract tests need them")
+
+    def gate(self, part: Part, block: nn.Module, arguments: Mapping[str, Any]) -> Tensor | None:
+        """The factor a block multiplies a sub-module's output by; None where the family has no such gate.
+
+        `arguments` are the block's, by name. Needed only by policies that cache after the gate.
+        """
+        raise ValueError(
+            f"{type(self).__name__} does not state its gates, so post-gate caching is not possible with this family; "
+            f"use gate='pre' or implement {type(self).__name__}.gate"
+        )
+
+    def probe(self, name: str, transformer: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
+        """A tensor of the current forward by name, computed when asked. `latent` is always there."""
+        if name == "latent":
+            value: Tensor = arguments[self.latent_input]
+            return value
+        raise ValueError(f"{type(self).__name__} has no probe {name!r}. {nearest(name, ['latent'])}")
+
+    def bind(self, transformer: nn.Module) -> BoundModel:
+        """Check every fact against `transformer` and number its blocks; one ValueError names all that is wrong."""
+        wrong: list[str] = []
+        numbered: list[list[BoundBlock]] = []
+        for facts in self.blocks:
+            found = _get_path(transformer, facts.path)
+            if not isinstance(found, nn.ModuleList):
+                lists = [n for n, m in transformer.named_modules() if isinstance(m, nn.ModuleList)]
+                wrong.append(f"no block list {facts.path!r}. {nearest(facts.path, lists)}")
+                continue
+            if len(found) == 0:
+                wrong.append(f"block list {facts.path!r} is empty")
+            bound = []
+            for ordinal, block in enumerate(found):
+                if ordinal == 0:
+                    wrong += _check_block(facts, block)
+                bound.append(BoundBlock(facts, block, ordinal))
+            numbered.append(bound)
+        signature = inspect.signature(type(transformer).forward).parameters
+        for name in (self.latent_input, self.timestep_input):
+            if name not in signature:
+                wrong.append(f"the forward has no argument {name!r}. {nearest(name, list(signature))}")
+        if self.interleaved and len({len(b) for b in numbered}) > 1:
+            wrong.append(f"interleaved lists differ in length: {[len(b) for b in numbered]}")
+        if wrong:
+            listed = "\n  - ".join(wrong)
+            raise ValueError(f"{type(self).__name__} does not fit {type(transformer).__name__}:\n  - {listed}")
+        if self.interleaved:
+            ordered = [block for row in zip(*numbered) for block in row]
+        else:
+            ordered = [block for row in numbered for block in row]
+        return BoundModel(self, transformer, ordered)
+
+
+@dataclass(frozen=True)
+class BoundBlock:
+    """A block, the facts of its list and its index there."""
+
+    facts: BlockList
+    module: nn.Module
+    ordinal: int
+
+
+@dataclass
+class BoundModel:
+    """A transformer with its blocks in execution order; makes the sites of a run."""
+
+    adapter: ModelAdapter
+    transformer: nn.Module
+    blocks: list[BoundBlock]
+    num_samples: int = field(default=1, init=False)
+
+    def block_site(self, index: int) -> Site:
+        """The BLOCK site at an execution index."""
+        block = self.blocks[index]
+        return Site(Part.BLOCK, block.facts.kind, index, index + 1, block.ordinal)
+
+    def part_sites(self, index: int, parts: frozenset[Part]) -> list[Site]:
+        """The sub-module sites of one block among `parts`, in execution order."""
+        block = self.blocks[index]
+        return [
+            Site(part, block.facts.kind, index, index + 1, block.ordinal)
+            for part in (Part.ATTENTION, Part.CROSS_ATTENTION, Part.MLP)
+            if part in parts and block.facts.submodule(part) is not None
+        ]
+
+    def _kind(self, start: int, stop: int) -> Kind:
+        kinds = {block.facts.kind for block in self.blocks[start:stop]}
+        return kinds.pop() if len(kinds) == 1 else Kind.MIXED
+
+    def sites(self, policy: ReusePolicy[Any]) -> list[Site]:
+        """Every site `policy` asks about, outer before inner, in execution order. None at all is an error."""
+        n = len(self.blocks)
+        sites: list[Site] = []
+        if Part.MODEL in policy.parts:
+            sites.append(Site(Part.MODEL, self._kind(0, n), 0, n))
+        if Part.TRUNK in policy.parts:
+            sites.append(Site(Part.TRUNK, self._kind(0, n), 0, n))
+        spans: list[Site] = []
+        if Part.SPAN in policy.parts:
+            for start, stop in policy.spans(n):
+                if not 0 <= start < stop <= n:
+                    raise ValueError(
+                        f"{type(policy).__name__} asks about blocks {start}..{stop}, but "
+                        f"{type(self.transformer).__name__} has {n} blocks"
+                    )
+                spans.append(Site(Part.SPAN, self._kind(start, stop), start, stop))
+        for index in range(n):
+            sites += [span for span in spans if span.start == index]
+            if Part.BLOCK in policy.parts:
+                sites.append(self.block_site(index))
+            sites += self.part_sites(index, policy.parts)
+        if not sites:
+            asked = ", ".join(sorted(part.value for part in policy.parts))
+            raise ValueError(
+                f"{type(policy).__name__} asks about {asked or 'no part'}, and "
+                f"{type(self.adapter).__name__} found no such site in {type(self.transformer).__name__}"
+            )
+        return sites
+
+    def to_canonical(self, index: int, value: State) -> State:
+        """Streams of block `index` with a folded axis brought out, [B, F, N, C], so that blocks can be compared."""
+        fold = self.blocks[index].facts.fold
+        if fold is None:
+            return value
+        unfolded = tuple(t.unflatten(0, (self.num_samples, -1)) for t in value)
+        return unfolded if fold == "frames" else tuple(t.transpose(1, 2) for t in unfolded)
+
+    def from_canonical(self, index: int, value: State) -> State:
+        """The inverse of `to_canonical`, in the layout of block `index`."""
+        fold = self.blocks[index].facts.fold
+        if fold is None:
+            return value
+        if fold == "tokens":
+            value = tuple(t.transpose(1, 2) for t in value)
+        return tuple(t.flatten(0, 1) for t in value)
+
+
+@dataclass
+class LoadedModel:
+    """A checkpoint in memory: its pipeline, its adapter, and the sampling defaults that belong to it."""
+
+    name: str
+    adapter: ModelAdapter
+    pipe: Any
+    checkpoint: Checkpoint
+    path: Path | str
+
+    @property
+    def transformer(self) -> nn.Module:
+        """The denoiser."""
+        module: nn.Module = getattr(self.pipe, self.adapter.transformer_name)
+        return module
+
+    def bind(self) -> BoundModel:
+        """The blocks of the denoiser, checked and numbered."""
+        return self.adapter.bind(self.transformer)
+
+    def generate(
+        self,
+        prompt: str,
+        seed: int,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        **extra: Any,
+    ) -> Tensor:
+        """One video for one prompt: float32 [T, H, W, 3] in [0, 1], on the CPU. Defaults are the checkpoint's.
+
+        The noise comes from a CPU generator seeded with `seed`, so it is the same on every device.
+        """
+        wanted: dict[str, Any] = {
+            "num_inference_steps": num_steps or self.checkpoint.num_steps,
+            "guidance_scale": self.checkpoint.guidance_scale if guidance_scale is None else guidance_scale,
+            "height": height or self.checkpoint.height,
+            "width": width or self.checkpoint.width,
+            "num_frames": num_frames or self.checkpoint.num_frames,
+            **extra,
+        }
+        accepted = inspect.signature(type(self.pipe).__call__).parameters
+        names = self.adapter.pipeline_arguments
+        arguments = {names.get(k, k): v for k, v in wanted.items() if v is not None}
+        for name in arguments:
+            if name not in accepted:
+                raise ValueError(f"{type(self.pipe).__name__} takes no {name!r}. {nearest(name, list(accepted))}")
+        generator = torch.Generator("cpu").manual_seed(seed)
+        result = self.pipe(prompt, generator=generator, output_type="pt", **arguments)
+        frames: Tensor = result.frames if hasattr(result, "frames") else result.images
+        if frames.ndim == 5:
+            frames = frames[0]
+        return frames.permute(0, 2, 3, 1).to("cpu", torch.float32).clamp(0, 1)
+
+
+def _get_path(module: nn.Module, path: str) -> Any:
+    found: Any = module
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def _check_block(facts: BlockList, block: nn.Module) -> list[str]:
+    wrong = []
+    signature = list(inspect.signature(type(block).forward).parameters)
+    for name in facts.streams:
+        if name not in signature:
+            wrong.append(
+                f"{facts.path}: {type(block).__name__}.forward has no argument {name!r}. {nearest(name, signature)}"
+            )
+    if sorted(facts.returns) != sorted(facts.streams):
+        wrong.append(f"{facts.path}: returns {facts.returns} are not the streams {facts.streams}")
+    children = [name for name, _ in block.named_children()]
+    for child in (facts.attention, facts.cross_attention, facts.mlp):
+        if child is not None and getattr(block, child, None) is None:
+            wrong.append(f"{facts.path}: no sub-module {child!r} in {type(block).__name__}. {nearest(child, children)}")
+    return wrong

@@ -1,0 +1,113 @@
+"""`ReuseCache`: what each site gave last, per guidance branch, and how many bytes that takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fsframework.core.site import Branch, Site, State
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A cached value. `step` is the step it was computed at; `value` an output or a residual, as the policy stores."""
+
+    step: int
+    value: State
+    versions: tuple[int, ...] = ()
+    """In-place counters of the tensors at capture, to notice a model that writes into its own block outputs."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all streams."""
+        return sum(t.numel() * t.element_size() for t in self.value)
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+class ReuseCache:
+    """Entries per (branch, site), oldest to newest, at most `depth` each. Holds references, never clones.
+
+    `dtype` stores in another precision, `device` elsewhere (say the CPU); both are undone on reading. `halves` maps a
+    branch to (index, count) of its part of a joint batch, so that a branch run alone can read what the batch stored.
+    """
+
+    def __init__(
+        self,
+        depth: int = 1,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        halves: dict[str, tuple[int, int]] | None = None,
+    ) -> None:
+        self.depth = depth
+        self.num_bytes = 0
+        self.peak_bytes = 0
+        self._dtype = dtype
+        self._device = device
+        self._halves = halves or {}
+        self._entries: dict[tuple[str, Site], list[Entry]] = {}
+        self._plain = dtype is None and device is None
+        self._like: dict[tuple[str, Site], tuple[tuple[torch.dtype, torch.device], ...]] = {}
+
+    def put(self, branch: str, site: Site, step: int, value: State) -> None:
+        """Store `value`, dropping the oldest entry beyond `depth`."""
+        key = (branch, site)
+        if not self._plain:
+            self._like[key] = tuple((t.dtype, t.device) for t in value)
+            value = tuple(t.to(dtype=self._dtype, device=self._device, non_blocking=True) for t in value)
+        entry = Entry(step, value, tuple([_version(t) for t in value]))
+        entries = self._entries.get(key)
+        if entries is None:
+            entries = self._entries[key] = []
+        entries.append(entry)
+        self.num_bytes += entry.num_bytes
+        if len(entries) > self.depth:
+            self.num_bytes -= entries.pop(0).num_bytes
+        if self.num_bytes > self.peak_bytes:
+            self.peak_bytes = self.num_bytes
+
+    def history(self, branch: str, site: Site) -> Sequence[Entry]:
+        """Entries of a site, oldest to newest.
+
+        A branch that is half of a joint batch also sees the joint entries, cut to its half.
+        """
+        entries: Sequence[Entry] = self._entries.get((branch, site), ())
+        if branch in self._halves and (joint := self._entries.get((Branch.JOINT, site))):
+            index, count = self._halves[branch]
+            cut = [Entry(e.step, tuple(t.chunk(count)[index] for t in e.value)) for e in joint]
+            entries = sorted([*entries, *cut], key=lambda e: e.step)[-self.depth :]
+        if self._plain or not entries:
+            return entries
+        like = self._like.get((branch, site)) or self._like[(Branch.JOINT, site)]
+        return [
+            Entry(e.step, tuple(t.to(dtype=d, device=v, non_blocking=True) for t, (d, v) in zip(e.value, like)))
+            for e in entries
+        ]
+
+    def last(self, branch: str, site: Site) -> Entry | None:
+        """The newest entry, or None."""
+        if self._plain and branch not in self._halves:
+            entries = self._entries.get((branch, site))
+            return entries[-1] if entries else None
+        history = self.history(branch, site)
+        return history[-1] if history else None
+
+    def check(self, entry: Entry, site: Site) -> None:
+        """Raise if a cached tensor was written to after it was captured: reusing it would give wrong results."""
+        for tensor, version in zip(entry.value, entry.versions):
+            if version != -1 and tensor._version != version:
+                raise RuntimeError(
+                    f"the output of site {site} cached at step {entry.step} was modified in place afterwards, so it can "
+                    f"not be reused. The model or a callback writes into a block's output; clone it there."
+                )
+
+    def clear(self) -> None:
+        """Drop everything; `peak_bytes` stays."""
+        self._entries.clear()
+        self._like.clear()
+        self.num_bytes = 0

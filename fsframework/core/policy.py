@@ -1,0 +1,125 @@
+"""`ReusePolicy`: the interface to every reuse method, published or yours."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Protocol, TypeVar
+
+from torch import Tensor
+
+from fsframework.core.decision import Decision
+from fsframework.core.meter import Meter
+from fsframework.core.site import Part, Run, Site, State, Step
+
+if TYPE_CHECKING:
+    from fsframework.core.cache import Entry
+
+S = TypeVar("S")
+Storage = Literal["output", "residual"]
+
+
+class Call(Protocol):
+    """What a policy may know during one forward of one guidance branch. Reading any of it never waits for a device."""
+
+    run: Run
+    step: Step
+    branch: str
+    num_samples: int
+    """Samples in this forward's batch. Streams may fold frames or tokens into it: [(B F), N, C]; B is outermost."""
+    meter: Meter
+    """The only door from device to host; see `Meter`."""
+
+    def history(self, site: Site) -> Sequence[Entry]:
+        """What is cached for `site` in this branch, oldest to newest; each entry says at which step it was computed."""
+
+    def input(self) -> State:
+        """The streams entering the site being asked about (`decide`, `observe`) or the model (`begin_forward`)."""
+
+    def probe(self, name: str) -> Tensor:
+        """A tensor the adapter can provide by name: `latent` and whatever else its family states."""
+
+    def state_of(self, branch: str) -> object | None:
+        """Another branch's policy state, for policies that decide on one branch and follow on the others."""
+
+    def log(self, distance: Tensor | float | None = None, threshold: Tensor | float | None = None) -> None:
+        """Write the trace's `distance` or `threshold` for the site being visited. Tensors are read after the video."""
+
+
+class ReusePolicy(ABC, Generic[S]):
+    """Decides, per denoising step and site, whether to run a part of the model or to reuse what it gave before.
+
+    A policy is *frozen hyper-parameters*: subclass as `@dataclass(frozen=True)` with documented fields, so that the
+    class itself is its config schema. What changes during a video lives in a separate state `S`, which the engine makes
+    with `start` for every video and guidance branch and drops afterwards: nothing can leak between prompts.
+
+    For every forward of the transformer the engine calls, in this order::
+
+        begin_forward(state, call)                 plan; at most one host read, through call.meter
+          for each site, in execution order, outer before inner:
+            decide(state, call, site) -> Decision  the only abstract method
+            [the site runs, if the decision says so]
+            observe(state, call, site, fresh, cached)   only if it really ran, before the cache entry is replaced
+        end_forward(state, call)
+
+    An outer site that is not recomputed is not descended into. The engine turns a reuse of an empty cache into a
+    recompute and marks it `forced`, so a policy may answer `Reuse()` freely.
+
+    Nothing here may wait for the device: no `.item()`, `float(tensor)` or `if tensor`. Hand device scalars to
+    `call.meter` and read them a step later.
+    """
+
+    parts: ClassVar[frozenset[Part]] = frozenset({Part.BLOCK})
+    """Which parts of the model the policy is asked about."""
+
+    storage: Storage = "output"
+    """Whether the cache keeps a site's output, or its output minus its input (added to the live input on reuse).
+    Sub-modules always keep their output, which is the block's residual."""
+
+    depth: int = 1
+    """How many past values of each site are kept (for forecasts)."""
+
+    gate: Literal["pre", "post"] = "pre"
+    """Sub-module values before or after the block's gate. `post` needs an adapter that states its gates."""
+
+    eliminate_dead: bool = False
+    """With output storage, a reused block throws away what the blocks before it computed in that step. `True` lets the
+    engine not run them; `decide` is then asked for all blocks at the start of the forward."""
+
+    differentiable: ClassVar[bool] = False
+    """Whether the policy works under autograd (`Blend`). Others are bypassed, with a warning, when gradients are on."""
+
+    host_reads_per_step: ClassVar[int] = 0
+    """The most device-to-host reads per denoising step; a contract test counts them."""
+
+    @abstractmethod
+    def decide(self, state: S, call: Call, site: Site) -> Decision:
+        """What to do at `site` now. Must not depend on anything but `state`, `call` and the policy's own fields."""
+
+    def start(self, run: Run) -> S:
+        """A fresh state for one video and branch. Raise `ValueError` here when the policy does not fit the run."""
+        del run
+        return None  # type: ignore[return-value]
+
+    def begin_forward(self, state: S, call: Call) -> None:
+        """Called before the first site of a forward."""
+
+    def observe(self, state: S, call: Call, site: Site, fresh: State, cached: Entry | None) -> None:
+        """Called after `site` really ran. `fresh` is its output, `cached` what was stored before (None at first)."""
+
+    def end_forward(self, state: S, call: Call) -> None:
+        """Called after the last site of a forward."""
+
+    def spans(self, num_blocks: int) -> Sequence[tuple[int, int]]:
+        """The (start, stop) of the SPAN sites to be asked about, in execution order. Only with `Part.SPAN`."""
+        del num_blocks
+        return ()
+
+    def schedule(self, run: Run) -> list[bool] | None:
+        """Per step, whether everything is recomputed, for policies that know before the run; else None."""
+        del run
+        return None
+
+    def num_cached(self, run: Run) -> int:
+        """How many site values are cached at once, at most, per branch."""
+        return len(run.sites) * self.depth

@@ -1,0 +1,122 @@
+"""Names for where and when: `Site`, `Step`, `Branch`, `Run`, and `State`, what flows through a site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from torch import Tensor
+
+State = tuple[Tensor, ...]
+"""The token streams at a site, video first: `(video,)` or `(video, text)`. Stored and restored together, always."""
+
+
+class Part(StrEnum):
+    """How much of the model a site covers, from the whole to a sub-module."""
+
+    MODEL = "model"
+    """Latent in, prediction out."""
+    TRUNK = "trunk"
+    """All blocks: after the embedding, before the head. The head still sees this step's timestep."""
+    SPAN = "span"
+    """Some consecutive blocks, in execution order."""
+    BLOCK = "block"
+    """One transformer block."""
+    ATTENTION = "attention"
+    """Self-attention (or joint attention) inside a block."""
+    CROSS_ATTENTION = "cross_attention"
+    """Attention to the text inside a block."""
+    MLP = "mlp"
+    """Feed-forward inside a block."""
+
+    @property
+    def inside_block(self) -> bool:
+        """Whether the part is a sub-module of a block."""
+        return self in (Part.ATTENTION, Part.CROSS_ATTENTION, Part.MLP)
+
+
+class Kind(StrEnum):
+    """What a block attends over. A site of several blocks of different kinds is `mixed`."""
+
+    SPATIAL = "spatial"
+    TEMPORAL = "temporal"
+    JOINT = "joint"
+    SINGLE = "single"
+    MIXED = "mixed"
+
+
+class Branch(StrEnum):
+    """One guidance forward. `joint` is batched guidance: both halves in one call, decided together."""
+
+    COND = "cond"
+    UNCOND = "uncond"
+    JOINT = "joint"
+
+
+@dataclass(frozen=True)
+class Site:
+    """One skippable region of the model, fixed for a run.
+
+    `start` and `stop` count blocks in the model's own execution order (Latte runs s0 t0 s1 t1 ..., so temporal block 1
+    is `start=3, stop=4`); `ordinal` is the block's index in its own list, which is what people call it by.
+    """
+
+    part: Part
+    kind: Kind
+    start: int
+    stop: int
+    ordinal: int = 0
+
+    # Sites key every dictionary on the hot path; the generated hash would hash five fields at each visit.
+    _hash: int = field(init=False, repr=False, compare=False, default=0)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop:
+            raise ValueError(
+                f"a site covers blocks start..stop-1 with 0 <= start < stop; got {self.start}..{self.stop}"
+            )
+        object.__setattr__(self, "_hash", hash((self.part.value, self.kind.value, self.start, self.stop)))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @property
+    def name(self) -> str:
+        """`spatial.3`, `temporal.3.mlp`, `span.0-12`, `trunk`, `model`: unique in a run, the trace's `site` column."""
+        if self.part in (Part.MODEL, Part.TRUNK):
+            return self.part.value
+        if self.part is Part.SPAN:
+            return f"span.{self.start}-{self.stop}"
+        block = f"{self.kind.value}.{self.ordinal}"
+        return block if self.part is Part.BLOCK else f"{block}.{self.part.value}"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Step:
+    """One denoising step. `index` is 0-based and comes from the sampler; `timestep` is the scheduler's value."""
+
+    index: int
+    num_steps: int
+    timestep: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known before a video's first step."""
+
+    num_steps: int
+    timesteps: Sequence[float]
+    sites: Sequence[Site]
+    """Every site the policy asked about, in execution order, outer before inner."""
+    branch: str = Branch.JOINT
+    """The guidance branch this state is for; a policy's state is made once per branch."""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """Model, sampler and device as the adapter knows them; for artifacts to be checked against."""
+
+    def sites_of(self, *parts: Part) -> list[Site]:
+        """The sites of the given parts, in execution order."""
+        return [site for site in self.sites if site.part in parts]

@@ -1,0 +1,244 @@
+"""`Trace`: one row per visit of a site. Its columns are documented here and nowhere else."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fsframework.core.site import Part, Site
+
+if TYPE_CHECKING:
+    import pandas
+
+COLUMNS: dict[str, str] = {
+    "video": "0-based number of the video in this session",
+    "step": "0-based denoising step",
+    "timestep": "the scheduler's value at that step",
+    "branch": "guidance forward: cond, uncond, or joint for a batch of both",
+    "site": "name of the site, in execution order within a step",
+    "decision": "recompute | reuse | forecast | blend | partial | synthesize | eliminated (dead, so not run)",
+    "forced": "True where the policy wanted to reuse but nothing was cached yet",
+    "lag": "steps since the value put in place was computed; 0 where the site ran",
+    "distance": "what the policy measured at this visit, in its own unit; NaN where it measured nothing",
+    "threshold": "what it compares distances with at this visit; NaN where there is none",
+    "seconds": "host time of the visit; NaN unless the session was opened with timing=True",
+    "flops": "floating-point operations really executed at this visit, from shapes; NaN if they could not be counted",
+}
+"""Column name -> meaning."""
+
+RECOMPUTE, REUSE, FORECAST, BLEND, PARTIAL, SYNTHESIZE, ELIMINATED = range(7)
+DECISIONS = ("recompute", "reuse", "forecast", "blend", "partial", "synthesize", "eliminated")
+LETTERS = "CRFBPSE"
+"""One letter per decision, for strings like `CCCCCRCR` (C recompute, R reuse)."""
+
+NAN = math.nan
+Value = Tensor | float
+
+
+@dataclass
+class Trace:
+    """The decisions of one video, appended by the engine during the run and resolved on the first read.
+
+    Distances and thresholds may be device scalars; they are brought over in one transfer when first asked for.
+    """
+
+    video: int
+    sites: Sequence[Site]
+    timesteps: Sequence[float]
+    parts: frozenset[Part]
+    """The parts the policy is asked about: only their rows count as decisions."""
+    count_flops: Callable[[], dict[Site, float]] | None = None
+    """Gives the FLOPs of each site, and of the whole model under the MODEL site, when first needed."""
+
+    step: list[int] = field(default_factory=list)
+    branch: list[str] = field(default_factory=list)
+    site: list[Site] = field(default_factory=list)
+    decision: list[int] = field(default_factory=list)
+    forced: list[bool] = field(default_factory=list)
+    lag: list[int] = field(default_factory=list)
+    seconds: dict[int, float] = field(default_factory=dict)
+    batch_share: dict[int, float] = field(default_factory=dict)
+    """Share of the batch, for rows of a forward of half a guidance batch."""
+    share: dict[int, float] = field(default_factory=dict)
+    """Share of the tokens really executed, for `partial` rows."""
+    forwards: list[tuple[int, str, float]] = field(default_factory=list)
+    """(step, branch, share of the batch) of every forward of the model."""
+    _logged: dict[str, list[tuple[int, Value]]] = field(default_factory=lambda: defaultdict(list))
+    _resolved: dict[str, dict[int, float]] = field(default_factory=dict)
+    _flops: dict[Site, float] | None = None
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    def append(self, step: int, branch: str, site: Site, decision: int) -> int:
+        """Add a row and return its number. The engine's; on the hot path."""
+        self.step.append(step)
+        self.branch.append(branch)
+        self.site.append(site)
+        self.decision.append(decision)
+        self.forced.append(False)
+        self.lag.append(0)
+        return len(self.step) - 1
+
+    def log(self, column: str, row: int, value: Value) -> None:
+        """Note a distance or threshold for a row; a tensor is read later."""
+        self._logged[column].append((row, value))
+
+    def column(self, name: str) -> list[Any]:
+        """One column as a list, a value per row."""
+        n = len(self)
+        if name == "video":
+            return [self.video] * n
+        if name == "timestep":
+            return [self.timesteps[s] for s in self.step]
+        if name == "site":
+            return [site.name for site in self.site]
+        if name == "decision":
+            return [DECISIONS[d] for d in self.decision]
+        if name in ("step", "branch", "forced", "lag"):
+            return list(getattr(self, name))
+        if name == "seconds":
+            return [self.seconds.get(row, NAN) for row in range(n)]
+        if name in ("distance", "threshold"):
+            values = self._values(name)
+            return [values.get(row, NAN) for row in range(n)]
+        if name == "flops":
+            return self._row_flops()
+        raise ValueError(f"no trace column {name!r}; columns are {', '.join(COLUMNS)}")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dictionary per visit, in execution order, with the columns of `COLUMNS`."""
+        columns = {name: self.column(name) for name in COLUMNS}
+        return [dict(zip(columns, values)) for values in zip(*columns.values())]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The rows as a DataFrame."""
+        import pandas as pd
+
+        return pd.DataFrame({name: self.column(name) for name in COLUMNS})
+
+    def decisions(self, site: Site | str, branch: str | None = None) -> str:
+        """A site's decisions over the steps as letters, `CCCCCRCR`: C recompute, R reuse, F forecast, ... E eliminated."""
+        name = site if isinstance(site, str) else site.name
+        if name not in {s.name for s in self.site}:
+            from fsframework.core.registry import nearest
+
+            raise ValueError(f"no site {name!r} in this trace. {nearest(name, sorted({s.name for s in self.site}))}")
+        return "".join(
+            LETTERS[d]
+            for s, b, d in zip(self.site, self.branch, self.decision)
+            if s.name == name and (branch is None or b == branch)
+        )
+
+    def heatmap(self, column: str = "decision", part: Part | None = None, branch: str | None = None) -> Heatmap:
+        """Sites x steps of one column: `decision` as 1 where the site was not recomputed and 0 where it was.
+
+        Several branches are averaged unless one is named. `part` defaults to blocks, or to what the policy asked about.
+        """
+        if part is None:
+            inside = [p for p in Part if p.inside_block and p in self.parts]
+            part = inside[0] if inside and Part.BLOCK not in self.parts else Part.BLOCK
+        sites = list(dict.fromkeys(s for s in self.site if s.part is part))
+        values = [float(d != RECOMPUTE) for d in self.decision] if column == "decision" else self.column(column)
+        num_steps = len(self.timesteps)
+        sums = {site: [0.0] * num_steps for site in sites}
+        counts = {site: [0] * num_steps for site in sites}
+        for site, step, row_branch, value in zip(self.site, self.step, self.branch, values):
+            if site.part is part and (branch is None or row_branch == branch) and not math.isnan(value):
+                sums[site][step] += value
+                counts[site][step] += 1
+        grid = [[s / c if c else NAN for s, c in zip(sums[site], counts[site])] for site in sites]
+        return Heatmap([site.name for site in sites], list(range(num_steps)), grid)
+
+    def summary(self) -> dict[str, float]:
+        """Counts and shares of the video.
+
+        `reuse_fraction` counts decisions at the sites the policy was asked about. `flops_saved` and `flops_speedup`
+        count live compute: a recomputed block whose result a later reuse throws away still costs, an eliminated one
+        does not. `forced` is the number of reuses of an empty cache.
+        """
+        asked = [d for s, d in zip(self.site, self.decision) if s.part in self.parts]
+        reused = sum(d not in (RECOMPUTE, BLEND) for d in asked)
+        executed, full = self.total_flops()
+        return {
+            "num_steps": float(len(self.timesteps)),
+            "num_decisions": float(len(asked)),
+            "reuse_fraction": reused / len(asked) if asked else 0.0,
+            "forced": float(sum(self.forced)),
+            "flops_full": full,
+            "flops_executed": executed,
+            "flops_saved": 1 - executed / full if full else 0.0,
+            "flops_speedup": full / executed if executed else NAN,
+        }
+
+    def total_flops(self) -> tuple[float, float]:
+        """(executed, full): FLOPs of all forwards of this video, and what full compute would have cost."""
+        per_site = self.flops_per_site()
+        whole = next((v for s, v in per_site.items() if s.part is Part.MODEL), NAN)
+        full = whole * sum(1 for _ in self.forwards)
+        executed = whole * sum(share for _, _, share in self.forwards)
+        for row, (site, decision) in enumerate(zip(self.site, self.decision)):
+            if site.part in (Part.MODEL, Part.TRUNK, Part.SPAN) or decision in (RECOMPUTE, BLEND):
+                continue  # regions own no FLOPs: their blocks have rows of their own
+            executed -= per_site.get(site, NAN) * (1 - self.share.get(row, 0.0)) * self.batch_share.get(row, 1.0)
+        return executed, full
+
+    def flops_per_site(self) -> dict[Site, float]:
+        """FLOPs of one full visit of each site; the whole model under the MODEL site. Counted once, from shapes."""
+        if self._flops is None:
+            self._flops = self.count_flops() if self.count_flops is not None else {}
+        return self._flops
+
+    def _row_flops(self) -> list[float]:
+        per_site = self.flops_per_site()
+        nested: dict[tuple[int, int], float] = defaultdict(float)
+        for site in {s for s in self.site if s.part.inside_block}:
+            nested[(site.start, site.stop)] += per_site.get(site, NAN)
+        out = []
+        for row, (site, decision) in enumerate(zip(self.site, self.decision)):
+            if site.part in (Part.MODEL, Part.TRUNK, Part.SPAN):
+                out.append(0.0)
+                continue
+            own = per_site.get(site, NAN)
+            if site.part is Part.BLOCK:
+                own -= nested[(site.start, site.stop)]
+            executed = 1.0 if decision in (RECOMPUTE, BLEND) else self.share.get(row, 0.0)
+            out.append(own * executed * self.batch_share.get(row, 1.0))
+        return out
+
+    def _values(self, column: str) -> dict[int, float]:
+        if column not in self._resolved:
+            logged = self._logged.get(column, [])
+            tensors = [(row, v) for row, v in logged if isinstance(v, Tensor)]
+            values = {row: v for row, v in logged if not isinstance(v, Tensor)}
+            if tensors:
+                flat = torch.stack([v.detach().to(torch.float32).reshape(()) for _, v in tensors])
+                values.update(zip((row for row, _ in tensors), flat.tolist()))
+            self._resolved[column] = values
+        return self._resolved[column]
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """A grid of sites (rows) by steps (columns); NaN where a site was not visited."""
+
+    sites: list[str]
+    steps: list[int]
+    values: list[list[float]]
+
+    def of(self, site: str) -> list[float]:
+        """The row of one site."""
+        return self.values[self.sites.index(site)]
+
+
+def concatenate(traces: Iterable[Trace]) -> pandas.DataFrame:
+    """Several videos' traces in one DataFrame."""
+    import pandas as pd
+
+    return pd.concat([trace.to_pandas() for trace in traces], ignore_index=True)

@@ -1,0 +1,55 @@
+"""`reuse`: open a reuse session on any supported pipeline or transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from fsframework.core import ReuseEngine, ReusePolicy
+
+
+def reuse(
+    target: Any,
+    policy: ReusePolicy[Any],
+    *,
+    timesteps: Sequence[float] | torch.Tensor | None = None,
+    scheduler: Any = None,
+    **options: Any,
+) -> ReuseEngine:
+    """A session in which `target` runs under `policy`; use it as a context manager.
+
+    ::
+
+        with fsf.reuse(pipe, Foresight(gamma=0.5)) as session:
+            video = pipe("digit 6 is moving up and down").frames
+        session.summary()
+
+    Args:
+        target: a diffusers pipeline, or its transformer used in a loop of your own.
+        policy: a policy object.
+        timesteps: for a bare transformer: the timesteps your loop will use, in order.
+        scheduler: for a bare transformer: the diffusers scheduler your loop calls `set_timesteps` and `step` on, instead
+            of `timesteps`. A pipeline's own scheduler is used by itself.
+        **options: passed to `ReuseEngine`: timing, record, cache_dtype, cache_device, group.
+
+    Raises:
+        ValueError: no adapter for the model's class, no site the policy asks about, or a bare transformer without
+            timesteps or scheduler.
+    """
+    import fsframework.models  # noqa: F401  registers the adapters
+    from fsframework.core import ReuseEngine
+    from fsframework.models.loading import find_adapter
+
+    adapter, transformer, pipe = find_adapter(target)
+    if pipe is not None:
+        if timesteps is not None or scheduler is not None:
+            raise ValueError("a pipeline brings its own scheduler; timesteps and scheduler are for a bare transformer")
+        return ReuseEngine(adapter.bind(transformer), policy, scheduler=lambda: pipe.scheduler, **options)
+    if timesteps is None and scheduler is None:
+        raise ValueError(
+            "a bare transformer needs timesteps=[...] (those of your loop) or scheduler=... so that the session knows the step"
+        )
+    return ReuseEngine(adapter.bind(transformer), policy, scheduler=scheduler, timesteps=timesteps, **options)

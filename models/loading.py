@@ -1,0 +1,132 @@
+"""From a name, folder or pipeline to an adapter and a model in memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fsframework.core import ADAPTERS, Checkpoint, LoadedModel, ModelAdapter
+from fsframework.core.registry import nearest
+
+BUNDLED = Path(__file__).resolve().parent
+"""Where the tiny trained checkpoints lie."""
+
+
+def checkpoints() -> dict[str, tuple[type[ModelAdapter], Checkpoint]]:
+    """Every model name that `load_model` knows, with its family and checkpoint."""
+    return {name: (adapter, c) for _, adapter in ADAPTERS.items() for name, c in adapter.checkpoints.items()}
+
+
+def find_adapter(target: Any) -> tuple[ModelAdapter, nn.Module, Any]:
+    """(adapter, transformer, pipeline or None) for a diffusers pipeline or a bare transformer.
+
+    Raises:
+        ValueError: no registered adapter is for its class.
+    """
+    classes = {name for _, adapter in ADAPTERS.items() for name in adapter.transformer_classes}
+    for _, adapter_class in ADAPTERS.items():
+        adapter = adapter_class()
+        bare = isinstance(target, nn.Module)
+        module = target if bare else getattr(target, adapter.transformer_name, None)
+        pipe = None if bare else target
+        if module is not None and _class_name(module) in adapter.transformer_classes:
+            return adapter, module, pipe
+    inside = [
+        f"{n}: {type(m).__name__}" for n, m in getattr(target, "components", {}).items() if isinstance(m, nn.Module)
+    ]
+    found = f" (its modules: {', '.join(inside)})" if inside else ""
+    name = type(target).__name__
+    raise ValueError(
+        f"no adapter for {name}{found}. {nearest(name, sorted(classes))} To add a family, state its facts in one file as "
+        f"models/latte.py does and register it."
+    )
+
+
+def _class_name(module: nn.Module) -> str:
+    return type(getattr(module, "_orig_mod", module)).__name__
+
+
+def load_model(
+    name: str, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None, offload: bool = False
+) -> LoadedModel:
+    """Load a model by registered name, folder or Hugging Face repository.
+
+    Args:
+        name: `tiny-latte`, `cogvideox-2b`, ... (see `fsf list models`), a pipeline folder, or `owner/repository`.
+        device: where to run. With `offload`, components are moved there as they are needed.
+        dtype: `float32`, `bfloat16` or `float16`; default: the checkpoint's usual one, float32 on a CPU.
+
+    Raises:
+        ValueError: unknown name, folder without `model_index.json`, damaged files, or a family without adapter.
+    """
+    from diffusers import DiffusionPipeline
+
+    known = checkpoints()
+    if name in known:
+        checkpoint = known[name][1]
+        folder = BUNDLED / checkpoint.source
+        source: Path | str = folder if "/" not in checkpoint.source else checkpoint.source
+    elif Path(name).is_dir():
+        source, checkpoint = Path(name), _checkpoint_of(Path(name))
+    elif name.count("/") == 1 and not name.startswith((".", "/")):
+        source, checkpoint = name, Checkpoint(name)
+    else:
+        raise ValueError(
+            f"unknown model {name!r}: not a registered name, not a folder. {nearest(name, list(known))} "
+            f"A Hugging Face repository is written owner/name."
+        )
+    if isinstance(source, Path) and not (source / "model_index.json").is_file():
+        raise ValueError(f"{source} is not a diffusers pipeline folder: it has no model_index.json")
+    torch_dtype = _dtype(dtype, checkpoint, torch.device(device))
+    try:
+        pipe = DiffusionPipeline.from_pretrained(str(source), torch_dtype=torch_dtype, revision=checkpoint.revision)
+    except Exception as error:
+        what = "the folder's files are damaged or incomplete" if isinstance(source, Path) else "see the cause below"
+        raise ValueError(
+            f"could not load model {name!r} from {source}: {what} ({type(error).__name__}: {_first_line(error)})"
+        ) from error
+    adapter, _, _ = find_adapter(pipe)
+    model = LoadedModel(name, adapter, pipe, checkpoint, source)
+    model.bind()
+    if offload:
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+    return model
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else "no message"
+
+
+def _dtype(dtype: str | torch.dtype | None, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        dtype = "float32" if device.type == "cpu" else checkpoint.dtype
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    names = ["float32", "bfloat16", "float16"]
+    if dtype not in names:
+        raise ValueError(f"unknown dtype {dtype!r}. {nearest(dtype, names)}")
+    found: torch.dtype = getattr(torch, dtype)
+    return found
+
+
+def _checkpoint_of(folder: Path) -> Checkpoint:
+    """A folder that is a copy of a registered family keeps that family's sampling defaults where it states none."""
+    index = folder / "model_index.json"
+    if index.is_file():
+        try:
+            pipeline = json.loads(index.read_text()).get("_class_name")
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{index} is not valid JSON ({error}); the checkpoint is damaged") from None
+        for _, adapter in ADAPTERS.items():
+            if pipeline in adapter.pipeline_classes:
+                for checkpoint in adapter.checkpoints.values():
+                    if folder.resolve() == (BUNDLED / checkpoint.source).resolve():
+                        return checkpoint
+    return Checkpoint(str(folder))

@@ -1,0 +1,71 @@
+"""Static reuse: every block's output is reused in fixed steps, whatever the prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fsframework.core import POLICIES, Call, Decision, Recompute, Reuse, ReusePolicy, Run, Site
+from fsframework.core.schedule import check_every, is_reuse_step, warmup_steps
+
+
+@dataclass
+class StaticState:
+    """Warmup length and the block sites between which the policy jumps."""
+
+    warmup: int
+    first: int
+    last: Site
+
+
+@POLICIES.register("static")
+@dataclass(frozen=True)
+class StaticReuse(ReusePolicy[StaticState]):
+    """One recompute, then `interval - 1` steps in which all blocks of a range are reused.
+
+    The baseline "Static" of Foresight (arXiv:2506.00329). Step s is recomputed iff s < W or
+    (s - W + phase) % interval == interval - 1.
+
+    Reusing the outputs of consecutive blocks gives the output of the last one, so only that is cached and restored:
+    the result of caching all L outputs, with 1 hidden state of memory instead of L. Granularity: block. Host reads: none.
+    """
+
+    interval: int = 2
+    """Steps per cycle, >= 1. Higher reuses more: faster, further from the reference. 1 never reuses."""
+    warmup: float | int = 0.15
+    """Leading steps always recomputed: a fraction of the steps (float), or a number of steps (int), at least 1."""
+    phase: int = 0
+    """Shifts the cycle by so many steps; 0 makes the first step after the warmup a reuse step."""
+    first_block: int = 0
+    """First block of the range, counted in execution order (Latte: s0 t0 s1 t1 ...)."""
+    last_block: int | None = None
+    """Last block of the range, inclusive; None is the model's last."""
+
+    def start(self, run: Run) -> StaticState:
+        """Check the range against the model."""
+        check_every(self.interval, "interval", "static")
+        last = len(run.sites) - 1 if self.last_block is None else self.last_block
+        if not 0 <= self.first_block <= last < len(run.sites):
+            raise ValueError(
+                f"static: blocks {self.first_block}..{last} are not a range of this model's {len(run.sites)} blocks "
+                f"(0..{len(run.sites) - 1})"
+            )
+        warmup = warmup_steps(self.warmup, run.num_steps, 1, "static")
+        return StaticState(warmup, self.first_block, run.sites[last])
+
+    def decide(self, state: StaticState, call: Call, site: Site) -> Decision:
+        """At a reuse step the first block of the range jumps to the last one's output."""
+        if site.start == state.first and is_reuse_step(call.step.index, state.warmup, self.interval, self.phase):
+            return Reuse(through=state.last)
+        return _KEEP if site == state.last else _DISCARD
+
+    def schedule(self, run: Run) -> list[bool]:
+        """Which steps are recomputed; blocks outside the range always are."""
+        warmup = warmup_steps(self.warmup, run.num_steps, 1, "static")
+        return [not is_reuse_step(s, warmup, self.interval, self.phase) for s in range(run.num_steps)]
+
+    def num_cached(self, run: Run) -> int:
+        """The output of the last block of the range."""
+        return 1
+
+
+_KEEP, _DISCARD = Recompute(), Recompute(keep=False)
