@@ -1,1 +1,14 @@
-"""One metric per file, each with unit and direction."""
+"""Quality metrics, one file each; importing this package registers them in `METRICS`."""
+
+from fsframework.metrics.base import METRICS as METRICS
+from fsframework.metrics.base import Metric as Metric
+from fsframework.metrics.base import aggregate as aggregate
+from fsframework.metrics.flicker import Flicker as Flicker
+from fsframework.metrics.ms_ssim import MultiScaleSSIM as MultiScaleSSIM
+from fsframework.metrics.prompt_adherence import PromptAdherenceMetric as PromptAdherenceMetric
+from fsframework.metrics.psnr import PSNR as PSNR
+from fsframework.metrics.ssim import SSIM as SSIM
+from fsframework.metrics.statistics import Interval as Interval
+from fsframework.metrics.statistics import bootstrap as bootstrap
+from fsframework.metrics.statistics import ratio as ratio
+from fsframework.metrics.statistics import wilson as wilson
