@@ -94,6 +94,7 @@ class AutoencoderStage(StageModule):
     def loss(self, step: int) -> Tensor:
         """Pixel error of the decoded sample plus the KL term."""
         frames_NCHW = random_frames(self.numpy_generator(step), self.config.batch_frames)
+        frames_NCHW = frames_NCHW[self.share(len(frames_NCHW))]
         posterior = self.networks.encode(frames_NCHW).latent_dist  # type: ignore[operator]
         decoded_NCHW = self.networks.decode(posterior.sample(self.generator(step))).sample  # type: ignore[operator]
         squared_error = (decoded_NCHW - frames_NCHW).square().mean()

@@ -163,8 +163,10 @@ class DenoiserStage(StageModule):
         uniform_B = torch.rand(len(prompts), generator=generator)
         timesteps_B = (1000 * uniform_B**self.config.timestep_power).long().clamp(max=999)
         noise_BCFHW = torch.randn(clean_BCFHW.shape, generator=generator)
+        own = self.share(len(prompts))
+        timesteps_B, prompts = timesteps_B[own], prompts[own]
         noisy_BCFHW, velocity_BCFHW = velocity_pair(
-            clean_BCFHW, noise_BCFHW, timesteps_B, self.scheduler.alphas_cumprod
+            clean_BCFHW[own], noise_BCFHW[own], timesteps_B, self.scheduler.alphas_cumprod
         )
         return nn.functional.mse_loss(self.networks(noisy_BCFHW, timesteps_B, prompts), velocity_BCFHW)
 
@@ -223,6 +225,8 @@ class DenoiserStage(StageModule):
         """Also measure held-out loss and adherence now and then."""
         super().on_train_batch_end(outputs, batch, batch_idx)
         step = self.global_step
+        if not self.trainer.is_global_zero:
+            return
         if step % self.config.evaluate_every == 0:
             self.record(self.evaluation_losses())
         if step % self.config.sample_every == 0 or step == self.num_steps:

@@ -140,6 +140,7 @@ class LatteDenoiser(nn.Module):
         alone (it masks to 120 tokens where it crops for one).
         """
         frames = self.pipeline(autoencoder, scheduler)(
+            negative_prompt=None,
             prompt_embeds=self.encode_text(prompts),
             negative_prompt_embeds=self.encode_text([""] * len(prompts)),
             num_inference_steps=num_steps,

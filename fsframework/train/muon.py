@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 _QUINTIC = (3.4445, -4.775, 2.0315)
@@ -28,6 +29,17 @@ def orthogonalize(matrices_KMN: Tensor, num_iterations: int = 5) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if transpose else x
+
+
+def _orthogonalize_together(matrices_KMN: Tensor) -> Tensor:
+    """`orthogonalize`, the matrices dealt out among the processes of a distributed run."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return orthogonalize(matrices_KMN)
+    own = slice(dist.get_rank(), None, dist.get_world_size())
+    result = torch.zeros_like(matrices_KMN)
+    result[own] = orthogonalize(matrices_KMN[own])
+    dist.all_reduce(result)
+    return result
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -78,7 +90,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 buffer = self.state[param].setdefault("momentum", torch.zeros_like(param))
                 buffer.lerp_(param.grad, 1 - group["momentum"])
                 updates.append(param.grad.lerp(buffer, group["momentum"]))
-            orthogonal = orthogonalize(torch.stack(updates)).unbind()
+            orthogonal = _orthogonalize_together(torch.stack(updates)).unbind()
             if group["weight_decay"]:
                 torch._foreach_mul_(same, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(same, list(orthogonal), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)

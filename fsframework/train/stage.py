@@ -111,6 +111,17 @@ class StageModule(lightning.LightningModule):
         self._window_start_seconds = time.perf_counter()
         self._window_losses: list[Tensor] = []
 
+    def share(self, batch_size: int) -> slice:
+        """The part of a batch that this process computes; every process draws the whole batch.
+
+        So the number of processes changes nothing but rounding.
+        """
+        trainer = self._trainer
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        if batch_size % world_size:
+            raise ValueError(f"stage {self.stage}: {world_size} processes can not share a batch of {batch_size}.")
+        return slice(rank, None, world_size)
+
     def loss(self, step: int) -> Tensor:
         """The scalar loss of step `step`; every random number comes from `self.generator(step)`."""
         raise NotImplementedError
@@ -147,9 +158,10 @@ class StageModule(lightning.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_fit_start(self) -> None:
-        """A resumed stage rewrites the metrics beyond its checkpoint."""
-        self.metrics.forget_after(self.stage, self.trainer.global_step)
+    def on_train_start(self) -> None:
+        """A resumed stage rewrites the metrics beyond its checkpoint, which is restored by now."""
+        if self.trainer.is_global_zero:
+            self.metrics.forget_after(self.stage, self.trainer.global_step)
         self._window_start_seconds = time.perf_counter()
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
@@ -157,17 +169,22 @@ class StageModule(lightning.LightningModule):
         del optimizer
         torch.nn.utils.clip_grad_norm_([p for p in self.networks.parameters() if p.grad is not None], self.clip_norm)
 
-    @torch.no_grad()
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Update the average and write the mean loss of the last `log_every` steps."""
-        del outputs, batch, batch_idx
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, and move the average at once: callbacks that save run before `on_train_batch_end` of the module."""
+        super().optimizer_step(*args, **kwargs)
         step = self.global_step
         # A short run must not keep its initial weights in the average, hence the ramp.
         decay = min(self.ema_decay, (1 + step) / (10 + step))
-        averages: list[Tensor] = [p.detach() for p in self.average.parameters()]
-        values: list[Tensor] = [p.detach() for p in self.networks.parameters()]
-        torch._foreach_lerp_(averages, values, 1 - decay)
-        if step % self.log_every == 0:
+        with torch.no_grad():
+            averages: list[Tensor] = [p.detach() for p in self.average.parameters()]
+            values: list[Tensor] = [p.detach() for p in self.networks.parameters()]
+            torch._foreach_lerp_(averages, values, 1 - decay)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Write the mean loss of the last `log_every` steps."""
+        del outputs, batch, batch_idx
+        step = self.global_step
+        if step % self.log_every == 0 and self.trainer.is_global_zero:
             now = time.perf_counter()
             row = {
                 "loss": float(torch.stack(self._window_losses).mean()),
@@ -196,15 +213,18 @@ class SaveLast(lightning.Callback):
         self._last_seconds = time.monotonic()
 
     def save(self, trainer: lightning.Trainer) -> None:
-        """Write beside the old checkpoint, then replace it in one step."""
+        """Write beside the old checkpoint, then replace it in one step; all processes come here together."""
         temporary = self.path.with_suffix(".tmp")
         trainer.save_checkpoint(temporary)
-        os.replace(temporary, self.path)
+        if trainer.is_global_zero:
+            os.replace(temporary, self.path)
         self._last_seconds = time.monotonic()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
         """Save when the interval is over."""
-        if time.monotonic() - self._last_seconds > 60 * self.every_minutes:
+        due = time.monotonic() - self._last_seconds > 60 * self.every_minutes
+        # The first process's clock decides for all of them.
+        if trainer.strategy.broadcast(due):
             self.save(trainer)
 
     def on_train_end(self, trainer: lightning.Trainer, *args: Any) -> None:

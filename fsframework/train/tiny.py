@@ -7,6 +7,7 @@ last checkpoint, bit for bit.
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +20,27 @@ from fsframework.train.text import TextConfig
 
 
 @dataclass
+class EvaluationConfig:
+    """How the exported pipeline is judged: all 20 captions, each with several seeds that training never samples."""
+
+    seeds_per_caption: int = 4
+    first_seed: int = 7_000_000
+    num_steps: int = 50
+    guidance_scale: float = 4.0
+
+
+@dataclass
 class TinyConfig:
     """A whole training run."""
 
     name: str = "tiny-latte"
     output_dir: str = "runs/train/tiny-latte"
     seed: int = 0
+    num_processes: int = 1
+    """Processes that share every batch (gloo on CPU). On a busy machine two processes of one thread beat one process
+    of two: threads wait for each other in every operation, processes once a step."""
     num_threads: int = 2
-    """CPU threads of torch."""
+    """CPU threads of each process."""
     checkpoint_minutes: float = 3.0
     wandb: bool = True
     """Also log to W&B, offline; `metrics.jsonl` in the output directory is the truth."""
@@ -36,6 +50,11 @@ class TinyConfig:
     stages: list[DenoiserStageConfig] = field(default_factory=list)
     """Denoiser stages in order; each starts from the averaged weights of the one before."""
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    export_dir: str = ""
+    """Folder for the pipeline, its training record and its evaluation; default: `pipeline` in the output directory."""
+    export_only: bool = False
+    """Train nothing; export and evaluate the newest weights, also those of an unfinished stage."""
 
 
 def load_config(path: str, overrides: list[str]) -> Any:
@@ -46,8 +65,8 @@ def load_config(path: str, overrides: list[str]) -> Any:
     return OmegaConf.to_object(merged)
 
 
-def fit(module: Any, config: TinyConfig, directory: Path) -> None:
-    """Run or continue one stage to its last step."""
+def fit(module: Any, config: TinyConfig, directory: Path) -> Any:
+    """Run or continue one stage to its last step; returns the trainer."""
     import warnings
 
     import lightning
@@ -64,6 +83,8 @@ def fit(module: Any, config: TinyConfig, directory: Path) -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     trainer = lightning.Trainer(
         accelerator="cpu",
+        devices=config.num_processes,
+        strategy="ddp_find_unused_parameters_true" if config.num_processes > 1 else "auto",
         max_steps=module.num_steps,
         max_epochs=-1,
         logger=logger,
@@ -73,10 +94,11 @@ def fit(module: Any, config: TinyConfig, directory: Path) -> None:
         callbacks=[SaveLast(last, config.checkpoint_minutes)],
     )
     trainer.fit(module, ckpt_path=str(last) if last.exists() else None, weights_only=False)
-    if config.wandb:
+    if config.wandb and trainer.is_global_zero:
         import wandb
 
         wandb.finish()
+    return trainer
 
 
 def train_autoencoder(config: TinyConfig, directory: Path) -> Any:
@@ -96,19 +118,20 @@ def train_autoencoder(config: TinyConfig, directory: Path) -> Any:
     module = ae.AutoencoderStage(
         ae.build_autoencoder(config.autoencoder), config.autoencoder, seed=config.seed, metrics=metrics
     )
-    fit(module, config, directory)
+    trainer = fit(module, config, directory)
     trained: Any = module.average
     ae.normalize_latents(trained, ae.random_frames(np.random.default_rng(config.seed), 2000))
-    metrics.append("autoencoder", config.autoencoder.num_steps, psnr_db=ae.reconstruction_psnr(trained))
-    print(f"autoencoder: {ae.reconstruction_psnr(trained):.2f} dB on evaluation digits", flush=True)
-    trained.save_pretrained(folder)
+    if trainer.is_global_zero:
+        psnr_db = ae.reconstruction_psnr(trained)
+        metrics.append("autoencoder", config.autoencoder.num_steps, psnr_db=psnr_db)
+        print(f"autoencoder: {psnr_db:.2f} dB on evaluation digits", flush=True)
+        trained.save_pretrained(folder)
+    trainer.strategy.barrier()
     return trained
 
 
 def encode_latents(autoencoder: Any, directory: Path) -> Any:
     """The latent table of all training frames, [N, Y, X, C, H, W] float16; encoded once."""
-    import os
-
     import torch
 
     from fsframework.train.autoencoder import encode_grid
@@ -139,8 +162,6 @@ def build_denoiser(config: TinyConfig) -> Any:
 
 def train_denoiser(config: TinyConfig, directory: Path, autoencoder: Any, latents: Any) -> Any:
     """Run the denoiser's stages; returns the denoiser with the averaged weights of the last."""
-    import os
-
     import torch
 
     from fsframework.train.diffusion import DenoiserStage
@@ -159,12 +180,57 @@ def train_denoiser(config: TinyConfig, directory: Path, autoencoder: Any, latent
                 seed=config.seed,
                 metrics=MetricsFile(directory / "metrics.jsonl"),
             )
-            fit(module, config, directory)
-            torch.save(module.average.state_dict(), finished.with_suffix(".tmp"))
-            os.replace(finished.with_suffix(".tmp"), finished)
+            trainer = fit(module, config, directory)
+            if trainer.is_global_zero:
+                torch.save(module.average.state_dict(), finished.with_suffix(".tmp"))
+                os.replace(finished.with_suffix(".tmp"), finished)
+            trainer.strategy.barrier()
         denoiser = build_denoiser(config)
         denoiser.load_state_dict(torch.load(finished))
     return denoiser
+
+
+def newest_denoiser(config: TinyConfig, directory: Path) -> Any:
+    """The denoiser with the averaged weights of the last stage that has any, finished or not."""
+    import torch
+
+    denoiser = build_denoiser(config)
+    for stage in reversed(config.stages):
+        finished, unfinished = directory / f"{stage.name}.pt", directory / f"{stage.name}.ckpt"
+        if finished.exists():
+            denoiser.load_state_dict(torch.load(finished))
+            return denoiser
+        if unfinished.exists():
+            checkpoint = torch.load(unfinished, weights_only=False)
+            prefix = "average."
+            weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+            denoiser.load_state_dict(weights)
+            print(f"weights of the unfinished stage {stage.name} at step {checkpoint['global_step']}", flush=True)
+            return denoiser
+    raise ValueError(
+        f"export_only found no weights of the stages {[s.name for s in config.stages]} in {directory}. "
+        "Train first, or set output_dir to where the run is."
+    )
+
+
+def export(config: TinyConfig, directory: Path, denoiser: Any, autoencoder: Any) -> None:
+    """Write the pipeline folder, evaluate it as a user would load it, and put the record beside it."""
+    from fsframework.train import export as ex
+
+    folder = Path(config.export_dir) if config.export_dir else directory / "pipeline"
+    ex.export_pipeline(denoiser, autoencoder, folder)
+    evaluation = ex.evaluate_folder(
+        folder,
+        seeds_per_caption=config.evaluation.seeds_per_caption,
+        first_seed=config.evaluation.first_seed,
+        num_steps=config.evaluation.num_steps,
+        guidance_scale=config.evaluation.guidance_scale,
+    )
+    ex.write_training_record(config, directory / "metrics.jsonl", evaluation, folder)
+    for name in ("all", "trained", "held_out"):
+        part = evaluation[name]
+        words = ", ".join(f"{k} {part[k]['share']:.3f}" for k in ("digit", "motion", "both"))
+        print(f"{folder}: {name} captions, {part['num_clips']} clips: {words}", flush=True)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -179,8 +245,12 @@ def main(argv: list[str] | None = None) -> None:
     directory = Path(config.output_dir)
     directory.mkdir(parents=True, exist_ok=True)
     autoencoder = train_autoencoder(config, directory)
-    latents = encode_latents(autoencoder, directory)
-    train_denoiser(config, directory, autoencoder, latents)
+    if config.export_only:
+        denoiser = newest_denoiser(config, directory)
+    else:
+        denoiser = train_denoiser(config, directory, autoencoder, encode_latents(autoencoder, directory))
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        export(config, directory, denoiser, autoencoder)
 
 
 if __name__ == "__main__":

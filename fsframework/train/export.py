@@ -1,0 +1,137 @@
+"""From trained weights to a folder that `DiffusionPipeline.from_pretrained` loads, and its evaluation.
+
+Shape suffixes: T frames, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from fsframework.data import bouncing_digits
+
+
+def export_pipeline(denoiser: Any, autoencoder: Any, folder: Path) -> None:
+    """Save the denoiser's pipeline: transformer and autoencoder in float16 (half the size), text encoder in float32.
+
+    The text encoder keeps its type because transformers loads the stored type while diffusers loads float32; it is
+    small. `from_pretrained(folder)` therefore gives a float32 pipeline, as the CPU wants it.
+    """
+    import copy
+
+    import torch
+
+    from fsframework.train.diffusion import build_scheduler
+
+    pipeline = copy.deepcopy(denoiser).pipeline(copy.deepcopy(autoencoder), build_scheduler())
+    pipeline.transformer.to(torch.float16)
+    pipeline.vae.to(torch.float16)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    _rename_tokenizer_class(folder)
+
+
+def _rename_tokenizer_class(folder: Path) -> None:
+    """Name the tokenizer's class as every transformers release since 4 knows it; release 5 saves a new name."""
+    for path in (folder / "model_index.json", folder / "tokenizer" / "tokenizer_config.json"):
+        text = path.read_text()
+        path.write_text(text.replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+
+
+def wilson_interval(num_right: int, num_all: int) -> tuple[float, float]:
+    """95 % interval of a proportion after E. B. Wilson (1927), sensible also for all or none right."""
+    z = 1.96
+    share = num_right / num_all
+    centre = share + z * z / (2 * num_all)
+    spread = z * math.sqrt(share * (1 - share) / num_all + z * z / (4 * num_all**2))
+    return (centre - spread) / (1 + z * z / num_all), (centre + spread) / (1 + z * z / num_all)
+
+
+def evaluate_folder(
+    folder: Path, *, seeds_per_caption: int, first_seed: int, num_steps: int, guidance_scale: float
+) -> dict[str, Any]:
+    """Generate every caption with fresh seeds through the saved pipeline and judge the clips.
+
+    Returns what is written to `evaluation.json`: the conditions, shares with intervals over all captions, over those
+    trained on and over the held-out ones, and one row per clip.
+    """
+    import torch
+    from diffusers import DiffusionPipeline
+
+    from fsframework.metrics.adherence import PromptAdherence
+
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    judge = PromptAdherence()
+    rows: list[dict[str, Any]] = []
+    start_seconds = time.perf_counter()
+    for repeat in range(seeds_per_caption):
+        for index, (digit, motion) in enumerate(bouncing_digits.all_pairs()):
+            prompt = bouncing_digits.caption(digit, motion)
+            seed = first_seed + 20 * repeat + index
+            frames = pipeline(
+                prompt,
+                video_length=bouncing_digits.NUM_FRAMES,
+                height=bouncing_digits.CANVAS_PIXELS,
+                width=bouncing_digits.CANVAS_PIXELS,
+                num_inference_steps=num_steps,
+                guidance_scale=guidance_scale,
+                generator=torch.Generator().manual_seed(seed),
+                output_type="np",
+            ).frames[0]
+            result = judge.score(frames, prompt)
+            rows.append(
+                {
+                    "prompt": prompt,
+                    "seed": seed,
+                    "held_out": (digit, motion) in bouncing_digits.HELD_OUT_PAIRS,
+                    "digit": result.digit,
+                    "motion": result.motion,
+                }
+            )
+    seconds = time.perf_counter() - start_seconds
+    return {
+        "num_steps": num_steps,
+        "guidance_scale": guidance_scale,
+        "num_frames": bouncing_digits.NUM_FRAMES,
+        "seeds": [first_seed, first_seed + len(rows) - 1],
+        "dtype": str(pipeline.transformer.dtype).removeprefix("torch."),
+        "num_threads": torch.get_num_threads(),
+        "seconds_per_clip": round(seconds / len(rows), 2),
+        "all": _summary(rows),
+        "trained": _summary([row for row in rows if not row["held_out"]]),
+        "held_out": _summary([row for row in rows if row["held_out"]]),
+        "clips": rows,
+    }
+
+
+def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    summary: dict[str, Any] = {"num_clips": len(rows)}
+    for name in ("digit", "motion", "both"):
+        right = sum(row["digit"] and row["motion"] if name == "both" else row[name] for row in rows)
+        low, high = wilson_interval(right, len(rows))
+        summary[name] = {"share": round(right / len(rows), 4), "interval_95": [round(low, 4), round(high, 4)]}
+    return summary
+
+
+def write_training_record(config: Any, metrics_path: Path, evaluation: dict[str, Any] | None, folder: Path) -> None:
+    """Put the resolved config, the metrics curve and the evaluation into `folder`/training."""
+    from omegaconf import OmegaConf
+
+    from fsframework.train.stage import MetricsFile
+
+    target = folder / "training"
+    target.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.structured(config), target / "config.yaml")
+    rows = MetricsFile(metrics_path).rows()
+    columns = ["stage", "step", *sorted({key for row in rows for key in row} - {"stage", "step"})]
+    lines = [",".join(columns)]
+    lines += [
+        ",".join(f"{row[c]:.5g}" if isinstance(row.get(c), float) else str(row.get(c, "")) for c in columns)
+        for row in rows
+    ]
+    (target / "metrics.csv").write_text("\n".join(lines) + "\n")
+    if evaluation is not None:
+        (target / "evaluation.json").write_text(json.dumps(evaluation, indent=1) + "\n")
