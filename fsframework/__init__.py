@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         Synthesize,
         Trace,
     )
-    from fsframework.core.engine import ReuseWarning
+    from fsframework.core.review import ReuseWarning
     from fsframework.models.loading import load_model
     from fsframework.run.attach import reuse
 
@@ -47,7 +47,7 @@ _CORE = (
 _HOME = {
     "reuse": "fsframework.run.attach",
     "load_model": "fsframework.models.loading",
-    "ReuseWarning": "fsframework.core.engine",
+    "ReuseWarning": "fsframework.core.review",
     **dict.fromkeys(_CORE.split(), "fsframework.core"),
 }
 

@@ -166,6 +166,10 @@ class BoundModel:
     blocks: list[BoundBlock]
     num_samples: int = field(default=1, init=False)
 
+    def model_site(self) -> Site:
+        """The MODEL site: everything."""
+        return Site(Part.MODEL, self._kind(0, len(self.blocks)), 0, len(self.blocks))
+
     def block_site(self, index: int) -> Site:
         """The BLOCK site at an execution index."""
         block = self.blocks[index]
@@ -189,7 +193,7 @@ class BoundModel:
         n = len(self.blocks)
         sites: list[Site] = []
         if Part.MODEL in policy.parts:
-            sites.append(Site(Part.MODEL, self._kind(0, n), 0, n))
+            sites.append(self.model_site())
         if Part.TRUNK in policy.parts:
             sites.append(Site(Part.TRUNK, self._kind(0, n), 0, n))
         spans: list[Site] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,31 +12,33 @@ from torch import Tensor, nn
 from fsframework.core import wrap
 from fsframework.core.adapter import BoundModel
 from fsframework.core.cache import ReuseCache
-from fsframework.core.decision import Forecast, Recompute, Reuse, Synthesize
-from fsframework.core.flops import count_flops, to_meta
+from fsframework.core.clock import Clock, Context
+from fsframework.core.flops import shapes, site_flops, to_meta
+from fsframework.core.keys import BlockKey, PartKey
 from fsframework.core.meter import Meter
+from fsframework.core.model_site import ModelCall
 from fsframework.core.policy import ReusePolicy
-from fsframework.core.site import Branch, Part, Run, Site, Step
-from fsframework.core.trace import FORECAST, RECOMPUTE, REUSE, SYNTHESIZE, Trace
-from fsframework.core.visit import BlockKey, ForwardRecord, PartKey
-
-
-class ReuseWarning(UserWarning):
-    """Something a researcher should know about a run: nothing reused, a distance that is not finite, ..."""
+from fsframework.core.review import ReuseWarning, review
+from fsframework.core.site import Part, Run, Site, Step
+from fsframework.core.trace import Trace
+from fsframework.core.visit import ForwardRecord
 
 
 class _Video:
-    """State of the video in progress."""
+    """The video in progress: where it is, and each branch's policy state."""
 
-    def __init__(self, engine: ReuseEngine, number: int, timesteps: Sequence[float]) -> None:
-        self.timesteps = timesteps
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
         self.step = 0
-        self.forward_seen = False
+        self.ran = False
         self.seen: set[str] = set()
         self.states: dict[str, Any] = {}
         self.runs: dict[str, Run] = {}
-        self.predictions: dict[str, Tensor] = {}
-        self.trace = Trace(number, engine.sites, timesteps, engine.policy.parts)
+
+    def go_to(self, step: int) -> None:
+        self.step = step
+        self.ran = False
+        self.seen.clear()
 
 
 class ReuseEngine:
@@ -80,49 +81,46 @@ class ReuseEngine:
     ) -> None:
         if not isinstance(policy, ReusePolicy):
             raise TypeError(f"policy must be a ReusePolicy object such as Foresight(gamma=0.5); got {policy!r}")
-        if (scheduler is None) == (timesteps is None):
-            raise ValueError("give either the sampler's scheduler or the timesteps of your own loop")
         self.bound = bound
         self.policy = policy
         self.timing = timing
-        self.facts = dict(facts or {})
         self.sites = bound.sites(policy)
         self.forward_record: ForwardRecord | None = None
-        self._get_scheduler: Callable[[], Any] | None = None
-        if scheduler is not None:
-            self._get_scheduler = scheduler if callable(scheduler) else lambda: scheduler
-        self._own_timesteps = None if timesteps is None else [float(t) for t in torch.as_tensor(timesteps).tolist()]
+        self.predictions: dict[str, Tensor] = {}
+        self.output_type: Any = tuple
         self._record = record
         self._group = group
-        self._halves = {}
-        if Part.MODEL in policy.parts:
-            self._halves = {name: (i, 2) for i, name in enumerate(bound.adapter.batch_order)}
+        self._facts = dict(facts or {})
+        halves = (
+            {name: (i, 2) for i, name in enumerate(bound.adapter.batch_order)} if Part.MODEL in policy.parts else None
+        )
         device = None if cache_device is None else torch.device(cache_device)
-        self.cache = ReuseCache(policy.depth, cache_dtype, device, self._halves)
+        self._new_cache = lambda: ReuseCache(policy.depth, cache_dtype, device, halves)
+        self.cache = self._new_cache()
         self.meter = Meter(group)
+        self._clock = Clock(scheduler, timesteps)
+        self._context = Context(bound.adapter.contexts)
         self._video: _Video | None = None
         self._last: _Video | None = None
-        self._pending = False
-        self._context: list[str] = []
-        self._explicit_step: int | None = None
         self._num_videos = 0
         self._num_forwards = 0
         self._warned: set[str] = set()
         self._keys: list[BlockKey] = []
+        self._positions = [wrap.positions(block.module) for block in bound.blocks]
+        self._model_positions = wrap.positions(bound.transformer)
         self._installed: list[tuple[Any, str]] = []
-        self._scheduler: Any = None
         self._actives: list[wrap.Active] = []
         self._flops: dict[str, dict[Site, float]] = {}
 
-    # Session.
+    # The session.
 
     def __enter__(self) -> ReuseEngine:
         model = self.bound.transformer
         if model.__dict__.get("_compiled_call_impl") is not None or hasattr(model, "_orig_mod"):
             raise ValueError(
                 f"{type(model).__name__} was compiled as a whole, so its blocks can no longer be intercepted and reuse "
-                f"would silently do nothing. Compile its blocks instead, for instance `for b in model.transformer_blocks: "
-                f"b.compile()`, before opening the session."
+                f"would silently do nothing. Compile its blocks instead (`for block in model.transformer_blocks: "
+                f"block.compile()`) before opening the session."
             )
         active = wrap.shared_active(model, "forward")
         if active.get():
@@ -143,14 +141,18 @@ class ReuseEngine:
             var.set(tuple(e for e in var.get() if e is not self))
         self._uninstall()
         self._finish_video()
-        if exc[0] is None and self._num_forwards == 0:
+        if exc[0] is not None:
+            return
+        if self._num_forwards == 0:
             self._warn(
                 "idle",
                 "the reuse session ended without seeing a single forward of the model. Was the pipeline called outside "
                 "the `with` block, with another model, or in a thread that does not inherit this one's context?",
             )
-        if exc[0] is None and self._last is not None:
-            self._review(self._last)
+        if self._record and self._last is not None:
+            run = next(iter(self._last.runs.values()), None)
+            for key, message in review(self._last.trace, self.policy, run).items():
+                self._warn(key, message)
 
     def attach(self) -> ReuseEngine:
         """Open the session without a `with` block, say in a notebook; `detach` closes it."""
@@ -163,33 +165,27 @@ class ReuseEngine:
     def _install(self, model: nn.Module, active: wrap.Active) -> None:
         regions = [site for site in self.sites if site.part in (Part.TRUNK, Part.SPAN)]
         regions.sort(key=lambda site: -site.stop)
-        asked = Part.BLOCK in self.policy.parts
-        self._positions = [wrap.positions(block.module) for block in self.bound.blocks]
-        self._keys = []
-        self._actives = [active]
+        asked = {site.start: site for site in self.sites if site.part is Part.BLOCK}
+        self._keys, self._actives = [], [active]
         self._put_in(model, wrap.MODEL, active, None)
         if hasattr(type(model), "cache_context"):
             self._put_in(model, wrap.CONTEXT, active, None)
         for index, block in enumerate(self.bound.blocks):
-            site = next(
-                (s for s in self.sites if s.part is Part.BLOCK and s.start == index), self.bound.block_site(index)
-            )
+            site = asked.get(index, self.bound.block_site(index))
             here = tuple(s for s in regions if s.start == index)
-            key = BlockKey(block, index, site, asked, here, self._positions[index])
+            key = BlockKey(block, index, site, index in asked, here, self._positions[index])
             self._keys.append(key)
             self._put_in(block.module, wrap.BLOCK, active, key)
             for part_site in [s for s in self.sites if s.part.inside_block and s.start == index]:
                 name = block.facts.submodule(part_site.part)
                 assert name is not None
                 self._put_in(getattr(block.module, name), wrap.BLOCK, active, PartKey(key, part_site))
-        if self._get_scheduler is not None:
-            self._scheduler = self._get_scheduler()
-            clock = wrap.shared_active(self._scheduler, "step")
+        scheduler = self._clock.open()
+        if scheduler is not None:
+            clock = wrap.shared_active(scheduler, "step")
             self._actives.append(clock)
-            self._put_in(self._scheduler, wrap.SET_TIMESTEPS, clock, None)
-            self._put_in(self._scheduler, wrap.STEP, clock, None)
-            # set_timesteps may have been called just before the session, as in a loop of one's own.
-            self._pending = getattr(self._scheduler, "num_inference_steps", None) is not None
+            self._put_in(scheduler, wrap.SET_TIMESTEPS, clock, None)
+            self._put_in(scheduler, wrap.STEP, clock, None)
 
     def _put_in(self, owner: Any, what: tuple[str, Callable[..., Any]], active: wrap.Active, key: Any) -> None:
         wrap.install(owner, what, active, key)
@@ -203,130 +199,83 @@ class ReuseEngine:
 
     def on_set_timesteps(self) -> None:
         """The scheduler was given new timesteps: the next forward begins a video."""
-        self._pending = True
+        self._clock.pending = True
 
     def on_scheduler_step(self) -> None:
         """The scheduler took a step; it is ours if our model ran since the last one."""
         video = self._video
-        if video is None or not video.forward_seen:
+        if video is None or not video.ran:
             return
-        video.forward_seen = False
-        video.seen.clear()
-        video.predictions.clear()
-        video.step += 1
-        if video.step == len(video.timesteps):
+        video.go_to(video.step + 1)
+        self.predictions.clear()
+        if video.step == len(video.trace.timesteps):
             self._finish_video()
+
+    def enter_context(self, name: str) -> None:
+        """diffusers' `cache_context` names the guidance branch."""
+        self._context.enter(name)
+
+    def leave_context(self) -> None:
+        """End of a `cache_context`."""
+        self._context.leave()
 
     def step(self, index: int) -> None:
         """In a loop of your own: the next forward belongs to step `index` (0-based); 0 begins a new video."""
-        if self._own_timesteps is None:
-            raise ValueError("this session takes its steps from the scheduler; session.step is for timesteps=...")
-        if not 0 <= index < len(self._own_timesteps):
-            raise ValueError(f"step {index} is outside the {len(self._own_timesteps)} timesteps of this session")
-        self._explicit_step = index
+        self._clock.tell(index)
 
     def new_video(self) -> None:
         """In a loop of your own: forget the video in progress; the next forward begins another."""
         self._finish_video()
-        self._pending = True
+        self._clock.pending = True
 
-    def enter_context(self, name: str) -> None:
-        """diffusers' `cache_context` names the guidance branch."""
-        self._context.append(self.bound.adapter.contexts.get(name, name))
-
-    def leave_context(self) -> None:
-        """End of a `cache_context`."""
-        self._context.pop()
-
-    def branch(self, name: str) -> _BranchContext:
+    def branch(self, name: str) -> BranchContext:
         """In a loop of your own with one call per guidance branch: `with session.branch("cond"): model(...)`."""
-        return _BranchContext(self, name)
+        return BranchContext(self, name)
 
-    def _begin_video(self, timesteps: Sequence[float]) -> _Video:
-        self._finish_video()
-        if not timesteps:
-            raise ValueError("the sampler has no timesteps; call scheduler.set_timesteps(num_steps) before the model")
-        self._pending = False
-        self.cache = ReuseCache(self.policy.depth, self.cache._dtype, self.cache._device, self._halves)
-        self.meter = Meter(self._group)
-        self._video = _Video(self, self._num_videos, timesteps)
-        self._num_videos += 1
-        return self._video
+    def _now(self, arguments: Mapping[str, Any], branch: str) -> _Video:
+        """The video in progress, at the step this forward belongs to."""
+        own_step: int | None = None
+        if self._clock.own is not None:
+            own_step = self._clock.own_step(arguments.get(self.bound.adapter.timestep_input), self.meter)
+            video = self._video
+            if video is not None and own_step == 0 and (video.step > 0 or branch in video.seen):
+                self._clock.pending = True
+        timesteps = self._clock.new_timesteps(running=self._video is not None)
+        if timesteps is not None:
+            self._finish_video()
+            self.cache, self.meter = self._new_cache(), Meter(self._group)
+            self._video = _Video(Trace(self._num_videos, self.sites, timesteps, self.policy.parts))
+            self._num_videos += 1
+        video = self._video
+        assert video is not None
+        if own_step is not None and own_step != video.step:
+            video.go_to(own_step)
+            self.predictions.clear()
+        return video
 
     def _finish_video(self) -> None:
+        self.predictions.clear()
         if self._video is not None:
             self.cache.clear()
             self._last, self._video = self._video, None
             self._last.states.clear()
-            self._last.predictions.clear()
-
-    def _now(self, arguments: Mapping[str, Any], branch: str) -> _Video:
-        video = self._video
-        if self._own_timesteps is not None:
-            return self._now_by_timestep(arguments, branch)
-        assert self._get_scheduler is not None
-        if self._get_scheduler() is not self._scheduler:
-            raise RuntimeError(
-                "pipe.scheduler was replaced inside the reuse session, so its steps are not seen. Set the scheduler first, "
-                "then open the session."
-            )
-        if self._pending:
-            begin = getattr(self._scheduler, "begin_index", None) or 0
-            return self._begin_video([float(t) for t in self._scheduler.timesteps[begin:].tolist()])
-        if video is None:
-            raise RuntimeError(
-                "the model was called outside a denoising loop: no scheduler.set_timesteps since the session began or the "
-                "last video ended. For a loop without a diffusers scheduler open the session with timesteps=[...]."
-            )
-        return video
-
-    def _now_by_timestep(self, arguments: Mapping[str, Any], branch: str) -> _Video:
-        timesteps = self._own_timesteps
-        assert timesteps is not None
-        index, self._explicit_step = self._explicit_step, None
-        if index is None:
-            index = self._find_step(arguments[self.bound.adapter.timestep_input], timesteps)
-        video = self._video
-        again = video is not None and index == 0 and (video.step > 0 or branch in video.seen)
-        if video is None or self._pending or again:
-            video = self._begin_video(timesteps)
-        if index != video.step:
-            video.seen.clear()
-            video.predictions.clear()
-            video.step = index
-        return video
-
-    def _find_step(self, timestep: Any, timesteps: Sequence[float]) -> int:
-        if isinstance(timestep, Tensor):
-            first = timestep.reshape(-1)[:1]
-            value = first.tolist()[0] if first.device.type == "cpu" else self.meter.fetch(first)[0]
-        else:
-            value = float(timestep)
-        nearest = min(range(len(timesteps)), key=lambda i: abs(timesteps[i] - value))
-        spacing = max(abs(timesteps[0] - timesteps[-1]) / max(len(timesteps) - 1, 1), 1e-6)
-        if abs(timesteps[nearest] - value) > 0.25 * spacing:
-            raise ValueError(
-                f"the model was called with timestep {value:g}, which is none of the {len(timesteps)} of this session "
-                f"(nearest: {timesteps[nearest]:g}). Give the session the timesteps your loop uses."
-            )
-        return nearest
 
     # A forward of the model.
 
     def model_forward(self, slot: wrap.Slot, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Called by the wrapper of the model."""
+        self._num_forwards += 1
         if self.forward_record is not None:
             return slot.call(model, args, kwargs)
         if torch.is_grad_enabled() and not self.policy.differentiable:
+            name = type(self.policy).__name__
             self._warn(
                 "grad",
-                f"gradients are enabled, so {type(self.policy).__name__} is bypassed and everything is computed. "
-                f"Generate under torch.no_grad().",
+                f"gradients are enabled, so {name} is bypassed and everything is computed. Generate under torch.no_grad().",
             )
-            self._num_forwards += 1
             return slot.call(model, args, kwargs)
-        arguments = {**dict(zip(wrap.positions(model), args)), **kwargs}
-        branch = self._context[-1] if self._context else Branch.JOINT.value
+        arguments = {**dict(zip(self._model_positions, args)), **kwargs}
+        branch = self._context.branch
         video = self._now(arguments, branch)
         if branch in video.seen:
             raise RuntimeError(
@@ -335,42 +284,41 @@ class ReuseEngine:
                 f"does not call scheduler.step, open the session with timesteps=[...]."
             )
         video.seen.add(branch)
-        video.forward_seen = True
-        self._num_forwards += 1
-        if video.trace.count_flops is None:
+        video.ran = True
+        trace = video.trace
+        if trace.count_flops is None:
             call = (to_meta(args), to_meta(kwargs))
-            video.trace.count_flops = lambda: self._site_flops(call)
-        if branch not in video.states:
-            run = Run(len(video.timesteps), video.timesteps, self.sites, branch, self._run_facts(arguments))
-            video.states[branch], video.runs[branch] = self.policy.start(run), run
-        step = Step(video.step, len(video.timesteps), video.timesteps[video.step])
+            trace.count_flops = lambda: self._site_flops(call)
         self.bound.num_samples = arguments[self.bound.adapter.latent_input].shape[0]
+        if branch not in video.states:
+            run = Run(len(trace.timesteps), trace.timesteps, self.sites, branch, self._run_facts(arguments))
+            video.states[branch], video.runs[branch] = self.policy.start(run), run
+        step = Step(video.step, len(trace.timesteps), trace.timesteps[video.step])
         record = ForwardRecord(self, video.runs[branch], step, branch, video.states[branch], arguments)
         self.policy.begin_forward(record.state, record)
         if self.policy.eliminate_dead and self.policy.storage == "output":
             record.plan(self._keys)
         try:
             if Part.MODEL in self.policy.parts:
-                output = self._ask_model(record, video, slot, model, args, kwargs, arguments)
+                output = ModelCall(self, record, slot, model, args, kwargs, arguments).run()
             else:
-                output = self._run_model(record, video, 1.0, slot, model, args, kwargs)
+                output = self.run_model(record, 1.0, slot, model, args, kwargs)
         finally:
             self.forward_record = None
         self.policy.end_forward(record.state, record)
         return output
 
-    def _run_model(
+    def run_model(
         self,
         record: ForwardRecord,
-        video: _Video,
         batch_share: float,
         slot: wrap.Slot,
         model: nn.Module,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        trace = video.trace
-        trace.forwards.append((video.step, record.branch, batch_share))
+        """Let the model run, its blocks going through `record`. `batch_share`: the part of the full batch given to it."""
+        trace = self.note_forward(record, batch_share)
         first = len(trace)
         self.forward_record = record
         output = slot.call(model, args, kwargs)
@@ -379,9 +327,9 @@ class ReuseEngine:
             trace.batch_share.update((row, batch_share) for row in range(first, len(trace)))
         if not record.visited:
             raise RuntimeError(
-                f"none of the {len(self._keys)} blocks of {type(model).__name__} came by in a forward: their wrappers are no "
-                f"longer in place. Removing an offload hook that was installed before the session does this; open a new "
-                f"session after changing hooks."
+                f"none of the {len(self._keys)} blocks of {type(model).__name__} came by in a forward: their wrappers are "
+                f"no longer in place. Removing an offload hook that was installed before the session does this; open a "
+                f"new session after changing hooks."
             )
         if len(record.visited) < len(self._keys):
             missing = [key.site.name for key in self._keys if key.index not in record.visited]
@@ -390,114 +338,13 @@ class ReuseEngine:
             )
         return output
 
-    def _ask_model(
-        self,
-        record: ForwardRecord,
-        video: _Video,
-        slot: wrap.Slot,
-        model: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        arguments: Mapping[str, Any],
-    ) -> Any:
-        site = self.sites[0]
-        record._streams = (arguments[self.bound.adapter.latent_input],)
-        row = record._record(site, RECOMPUTE, 0)
-        decision = self.policy.decide(record.state, record, site)
-        history = self.cache.history(record.branch, site)
-        if isinstance(decision, (Reuse, Forecast)):
-            if history:
-                reuse = isinstance(decision, Reuse)
-                value = history[-1].value if isinstance(decision, Reuse) else decision.fn(history, record.step)
-                prediction = value[0] + record._streams[0] if self.policy.storage == "residual" else value[0]
-                record._amend(row, REUSE if reuse else FORECAST, video.step - history[-1].step)
-                video.trace.forwards.append((video.step, record.branch, 0.0))
-                video.predictions[record.branch] = prediction
-                return self._as_model_output(prediction, arguments)
-            record._force(row)
-        elif isinstance(decision, Synthesize):
-            output = self._synthesize(decision, record, row, video, slot, model, args, kwargs, arguments)
-            if output is not None:
-                return output
-            record._force(row)
-        elif not isinstance(decision, Recompute):
-            raise TypeError(
-                f"{type(self.policy).__name__}.decide({site}) gave {decision!r}; the model takes Recompute, Reuse, "
-                f"Forecast or Synthesize"
-            )
-        latent = record._streams
-        output = self._run_model(record, video, 1.0, slot, model, args, kwargs)
-        prediction = self._prediction(output)
-        record._row, record._streams = row, latent
-        self.policy.observe(record.state, record, site, (prediction,), self.cache.last(record.branch, site))
-        record._store(site, (prediction,), latent)
-        video.predictions[record.branch] = prediction
-        return output
+    def note_forward(self, record: ForwardRecord, batch_share: float) -> Trace:
+        """Count a forward of the model, of which `batch_share` was run."""
+        trace = self.trace
+        trace.forwards.append((record.step.index, record.branch, batch_share))
+        return trace
 
-    def _synthesize(
-        self,
-        decision: Synthesize,
-        record: ForwardRecord,
-        row: int,
-        video: _Video,
-        slot: wrap.Slot,
-        model: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        arguments: Mapping[str, Any],
-    ) -> Any:
-        """The output with one branch made from the others; None where what it needs is absent."""
-        if record.branch == decision.branch:
-            if not video.predictions:
-                return None
-            prediction = decision.fn(dict(video.predictions))
-            record._amend(row, SYNTHESIZE, 0)
-            video.trace.forwards.append((video.step, record.branch, 0.0))
-            return self._as_model_output(prediction, arguments)
-        order = self.bound.adapter.batch_order
-        if record.branch != Branch.JOINT or decision.branch not in order:
-            return None
-        other = order[1 - order.index(decision.branch)]
-        half = order.index(other)
-        batch = record._streams[0].shape[0]
-        if batch % 2:
-            return None
-        rows = slice(half * batch // 2, (half + 1) * batch // 2)
-        names = wrap.positions(model)
-        cut = {n: arguments[n][rows] for n in self.bound.adapter.batched_inputs if isinstance(arguments.get(n), Tensor)}
-        some_args = tuple(cut.get(name, value) for name, value in zip(names, args))
-        some_kwargs = {name: cut.get(name, value) for name, value in kwargs.items()}
-        record.branch = other
-        self.bound.num_samples = batch // 2
-        output = self._run_model(record, video, 0.5, slot, model, some_args, some_kwargs)
-        record.branch = Branch.JOINT.value
-        self.bound.num_samples = batch
-        own = self._prediction(output)
-        made = decision.fn({other: own})
-        record._amend(row, SYNTHESIZE, 0)
-        return self._as_model_output(torch.cat([own, made] if half == 0 else [made, own]), arguments, like=output)
-
-    def _prediction(self, output: Any) -> Tensor:
-        if isinstance(output, tuple):
-            self._output_type: Any = tuple
-            return output[0]
-        if isinstance(output, Tensor):
-            self._output_type = Tensor
-            return output
-        self._output_type = type(output)
-        prediction: Tensor = next(iter(output.values()))
-        return prediction
-
-    def _as_model_output(self, prediction: Tensor, arguments: Mapping[str, Any], like: Any = None) -> Any:
-        if like is not None:
-            self._prediction(like)
-        if self._output_type is Tensor:
-            return prediction
-        if arguments.get("return_dict") is False or self._output_type is tuple:
-            return (prediction,)
-        return self._output_type(prediction)
-
-    # For the records.
+    # For policies and for the records.
 
     @property
     def recording(self) -> Trace | None:
@@ -508,7 +355,7 @@ class ReuseEngine:
         """The policy's state for another branch of this video."""
         return None if self._video is None else self._video.states.get(branch)
 
-    def block_positions(self, index: int) -> dict[str, int]:
+    def block_positions(self, index: int) -> Mapping[str, int]:
         """Argument name -> position for a block."""
         return self._positions[index]
 
@@ -530,54 +377,18 @@ class ReuseEngine:
         }
 
     def _site_flops(self, call: tuple[Any, Any]) -> dict[Site, float]:
-        """FLOPs of one full visit of every block and sub-module site, and of the model under a MODEL site."""
-        key = repr(_shapes(call))
+        key = repr(shapes(call))
         if key not in self._flops:
-            self._flops[key] = self._count_flops(call)
+            try:
+                self._flops[key] = site_flops(self.bound, *call)
+            except Exception as error:
+                self._flops[key] = {}
+                self._warn("flops", f"FLOPs of {type(self.bound.transformer).__name__} could not be counted: {error!r}")
         return self._flops[key]
-
-    def _count_flops(self, call: tuple[Any, Any]) -> dict[Site, float]:
-        try:
-            by_path = count_flops(self.bound.transformer, *call)
-        except Exception as error:
-            self._warn("flops", f"FLOPs of {type(self.bound.transformer).__name__} could not be counted: {error!r}")
-            return {}
-        out = {Site(Part.MODEL, self.bound._kind(0, len(self._keys)), 0, len(self._keys)): by_path[""]}
-        for index, block in enumerate(self.bound.blocks):
-            path = f"{block.facts.path}.{block.ordinal}"
-            out[self.bound.block_site(index)] = by_path.get(path, 0.0)
-            for site in self.bound.part_sites(index, frozenset(Part)):
-                out[site] = by_path.get(f"{path}.{block.facts.submodule(site.part)}", 0.0)
-        return out
 
     def _run_facts(self, arguments: Mapping[str, Any]) -> dict[str, object]:
         latent = arguments[self.bound.adapter.latent_input]
-        return {"device": latent.device, "latent_shape": tuple(latent.shape), **self.facts}
-
-    def _review(self, video: _Video) -> None:
-        """Warn about what a researcher would want to know before believing the numbers."""
-        trace = video.trace
-        if not self._record or not len(trace):
-            return
-        distances, thresholds = trace.column("distance"), trace.column("threshold")
-        logged = [(row, d) for row, d in trace._values("distance").items()]
-        broken = [(trace.site[row].name, trace.step[row], d) for row, d in logged if not math.isfinite(d)]
-        if broken:
-            name, step, value = broken[0]
-            self._warn(
-                "finite",
-                f"{len(broken)} of {len(logged)} distances are not finite; first: {value} at {name}, step {step}. Such "
-                f"blocks are recomputed. The activations themselves overflow; try bfloat16 or float32.",
-            )
-        schedule = self.policy.schedule(next(iter(video.runs.values()))) if video.runs else None
-        if all(d == RECOMPUTE for d in trace.decision) and not (schedule and all(schedule)):
-            finite = [d for d in distances if math.isfinite(d)]
-            lines = [t for t in thresholds if math.isfinite(t)]
-            measured = f" Smallest distance {min(finite):.3g}" if finite else ""
-            measured += f", largest threshold {max(lines):.3g}." if finite and lines else ""
-            self._warn(
-                "nothing", f"{type(self.policy).__name__} reused nothing in {len(trace.timesteps)} steps.{measured}"
-            )
+        return {"device": latent.device, "latent_shape": tuple(latent.shape), **self._facts}
 
     def _warn(self, key: str, message: str) -> None:
         if key not in self._warned:
@@ -585,17 +396,9 @@ class ReuseEngine:
             warnings.warn(message, ReuseWarning, stacklevel=3)
 
 
-def _shapes(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return tuple(value.shape)
-    if isinstance(value, (tuple, list)):
-        return [_shapes(v) for v in value]
-    if isinstance(value, dict):
-        return {k: _shapes(v) for k, v in value.items()}
-    return value
+class BranchContext:
+    """Names the guidance branch of the forwards inside it."""
 
-
-class _BranchContext:
     def __init__(self, engine: ReuseEngine, name: str) -> None:
         self._engine, self._name = engine, name
 

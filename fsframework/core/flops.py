@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fsframework.core.adapter import BoundModel
+from fsframework.core.site import Part, Site
+
 _DROPPED = object()
 _HOOKS = ("forward", "cache_context", "_fsf_slot", "_hf_hook", "_diffusers_hook", "_old_forward", "_compiled_call_impl")
 
@@ -59,3 +62,26 @@ def count_flops(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
         if path.startswith(root + "."):
             out[path[len(root) + 1 :]] = float(sum(operations.values()))
     return out
+
+
+def site_flops(bound: BoundModel, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Site, float]:
+    """FLOPs of one full visit of every block and sub-module site, and of the whole model under its MODEL site."""
+    by_path = count_flops(bound.transformer, args, kwargs)
+    out = {bound.model_site(): by_path[""]}
+    for index, block in enumerate(bound.blocks):
+        path = f"{block.facts.path}.{block.ordinal}"
+        out[bound.block_site(index)] = by_path.get(path, 0.0)
+        for site in bound.part_sites(index, frozenset(Part)):
+            out[site] = by_path.get(f"{path}.{block.facts.submodule(site.part)}", 0.0)
+    return out
+
+
+def shapes(value: Any) -> Any:
+    """The shapes in a nest of arguments, as something that prints the same iff they are the same."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, (tuple, list)):
+        return [shapes(v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: shapes(v) for k, v in value.items()}
+    return value

@@ -106,7 +106,7 @@ class Trace:
         if name == "seconds":
             return [self.seconds.get(row, NAN) for row in range(n)]
         if name in ("distance", "threshold"):
-            values = self._values(name)
+            values = self.logged(name)
             return [values.get(row, NAN) for row in range(n)]
         if name == "flops":
             return self._row_flops()
@@ -212,7 +212,8 @@ class Trace:
             out.append(own * executed * self.batch_share.get(row, 1.0))
         return out
 
-    def _values(self, column: str) -> dict[int, float]:
+    def logged(self, column: str) -> dict[int, float]:
+        """`distance` or `threshold` by row, only the rows that have one; device scalars come over in one transfer."""
         if column not in self._resolved:
             logged = self._logged.get(column, [])
             tensors = [(row, v) for row, v in logged if isinstance(v, Tensor)]

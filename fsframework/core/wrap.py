@@ -20,8 +20,6 @@ from torch import nn
 if TYPE_CHECKING:
     from fsframework.core.engine import ReuseEngine
 
-    pass
-
 _SLOT = "_fsf_slot"
 _LOCK = Lock()
 Active: TypeAlias = "ContextVar[tuple[ReuseEngine, ...]]"

@@ -1,0 +1,117 @@
+"""`Clock`: which step it is, and when a video begins. The index comes from the sampler, never from counting forwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsframework.core.meter import Meter
+
+
+class Clock:
+    """Time of a session, from a diffusers scheduler or from the timesteps of a loop of one's own.
+
+    With a scheduler: `set_timesteps` begins a video at the next forward, and `step` ends a step if the model ran since
+    the last one (so another pipeline sharing the scheduler does not move our time). With timesteps: the step is found
+    from the model's timestep argument, or told by `tell`; going back to step 0 begins a video.
+    """
+
+    def __init__(self, scheduler: Any, timesteps: Sequence[float] | Tensor | None) -> None:
+        if (scheduler is None) == (timesteps is None):
+            raise ValueError("give either the sampler's scheduler or the timesteps of your own loop")
+        self._get: Callable[[], Any] | None = None
+        if scheduler is not None:
+            self._get = scheduler if callable(scheduler) else lambda: scheduler
+        self.own = None if timesteps is None else [float(t) for t in torch.as_tensor(timesteps).tolist()]
+        if self.own is not None and not self.own:
+            raise ValueError("timesteps is empty; give the timesteps your loop will use, in order")
+        self.scheduler: Any = None
+        self.pending = False
+        self._told: int | None = None
+
+    def open(self) -> Any:
+        """At the session's start: the scheduler to wrap, or None."""
+        if self._get is None:
+            return None
+        self.scheduler = self._get()
+        # set_timesteps may have been called just before the session, as in a loop of one's own.
+        self.pending = getattr(self.scheduler, "num_inference_steps", None) is not None
+        return self.scheduler
+
+    def tell(self, index: int) -> None:
+        """The next forward belongs to step `index` of the session's own timesteps."""
+        if self.own is None:
+            raise ValueError("this session takes its steps from the scheduler; session.step is for timesteps=...")
+        if not 0 <= index < len(self.own):
+            raise ValueError(f"step {index} is outside the {len(self.own)} timesteps of this session")
+        self._told = index
+
+    def new_timesteps(self, running: bool) -> list[float] | None:
+        """The timesteps of a video that begins with this forward, or None while one goes on (`running`)."""
+        if self._get is None:
+            begins, self.pending = self.pending or not running, False
+            return self.own if begins else None
+        if self._get() is not self.scheduler:
+            raise RuntimeError(
+                "pipe.scheduler was replaced inside the reuse session, so its steps are not seen. Set the scheduler "
+                "first, then open the session."
+            )
+        if self.pending:
+            self.pending = False
+            first = getattr(self.scheduler, "begin_index", None) or 0
+            timesteps = [float(t) for t in self.scheduler.timesteps[first:].tolist()]
+            if not timesteps:
+                raise ValueError(
+                    "the sampler has no timesteps; call scheduler.set_timesteps(num_steps) before the model"
+                )
+            return timesteps
+        if not running:
+            raise RuntimeError(
+                "the model was called outside a denoising loop: no scheduler.set_timesteps since the session began or "
+                "the last video ended. For a loop without a diffusers scheduler open the session with timesteps=[...]."
+            )
+        return None
+
+    def own_step(self, timestep: Any, meter: Meter) -> int:
+        """The step of a forward in a loop of one's own. A timestep on a GPU costs one host read, a told step none."""
+        told, self._told = self._told, None
+        if told is not None:
+            return told
+        assert self.own is not None
+        if isinstance(timestep, Tensor):
+            first = timestep.reshape(-1)[:1]
+            value = first.tolist()[0] if first.device.type == "cpu" else meter.fetch(first)[0]
+        else:
+            value = float(timestep)
+        nearest = min(range(len(self.own)), key=lambda i: abs(self.own[i] - value))  # type: ignore[index]
+        spacing = max(abs(self.own[0] - self.own[-1]) / max(len(self.own) - 1, 1), 1e-6)
+        if abs(self.own[nearest] - value) > 0.25 * spacing:
+            raise ValueError(
+                f"the model was called with timestep {value:g}, which is none of the {len(self.own)} of this session "
+                f"(nearest: {self.own[nearest]:g}). Give the session the timesteps your loop uses."
+            )
+        return nearest
+
+
+class Context:
+    """Which guidance branch a forward belongs to: a stack of names, `joint` where nobody says."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = names
+        self._stack: list[str] = []
+
+    def enter(self, name: str) -> None:
+        """diffusers' `cache_context`, or the user, names the branch."""
+        self._stack.append(self._names.get(name, name))
+
+    def leave(self) -> None:
+        """End of the context."""
+        self._stack.pop()
+
+    @property
+    def branch(self) -> str:
+        """The branch of the forward now."""
+        return self._stack[-1] if self._stack else "joint"

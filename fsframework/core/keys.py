@@ -1,0 +1,72 @@
+"""What the wrapper of a block or sub-module knows about it, worked out once at the session's start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fsframework.core.adapter import BoundBlock
+from fsframework.core.site import Site, State
+
+
+class BlockKey:
+    """A block: its sites, and how to take its streams from its arguments and put them into its return value."""
+
+    __slots__ = ("asked", "bound", "index", "positions", "regions", "same_order", "single", "site")
+
+    def __init__(
+        self, bound: BoundBlock, index: int, site: Site, asked: bool, regions: tuple[Site, ...], pos: Mapping[str, int]
+    ) -> None:
+        facts = bound.facts
+        self.bound = bound
+        self.index = index
+        self.site = site
+        self.asked = asked
+        self.regions = regions
+        self.positions = tuple((name, pos[name]) for name in facts.streams)
+        self.single = len(facts.returns) == 1
+        self.same_order = facts.returns == facts.streams
+
+    def streams(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> State:
+        """The block's token streams, video first."""
+        return tuple([kwargs[name] if name in kwargs else args[i] for name, i in self.positions])
+
+    def pack(self, output: Any) -> State:
+        """A return value as a State, video first."""
+        if self.single:
+            return (output[0],) if isinstance(output, tuple) else (output,)
+        if self.same_order:
+            return tuple(output[: len(self.positions)])
+        returns = self.bound.facts.returns
+        return tuple(output[returns.index(name)] for name in self.bound.facts.streams)
+
+    def unpack(self, value: State) -> Any:
+        """A State as the block would return it."""
+        if self.single:
+            return value[0]
+        if self.same_order:
+            return value
+        streams = self.bound.facts.streams
+        return tuple(value[streams.index(name)] for name in self.bound.facts.returns)
+
+    def replace(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], value: State
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The block's arguments with other streams."""
+        listed, named = list(args), dict(kwargs)
+        for (name, i), stream in zip(self.positions, value):
+            if name in named:
+                named[name] = stream
+            else:
+                listed[i] = stream
+        return tuple(listed), named
+
+
+class PartKey:
+    """A sub-module: its site, and its block for the gate."""
+
+    __slots__ = ("block", "site")
+
+    def __init__(self, block: BlockKey, site: Site) -> None:
+        self.block = block
+        self.site = site

@@ -1,0 +1,127 @@
+"""Decisions about the MODEL site: reuse or forecast of the whole prediction, and guidance branches made from others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fsframework.core.decision import Forecast, Recompute, Reuse, Synthesize
+from fsframework.core.site import Branch
+from fsframework.core.trace import FORECAST, RECOMPUTE, REUSE, SYNTHESIZE
+from fsframework.core.visit import ForwardRecord
+from fsframework.core.wrap import Slot, positions
+
+if TYPE_CHECKING:
+    from fsframework.core.engine import ReuseEngine
+
+
+class ModelCall:
+    """One call of the model that the policy is asked about as a whole. `run()` gives what the caller gets."""
+
+    def __init__(
+        self,
+        engine: ReuseEngine,
+        record: ForwardRecord,
+        slot: Slot,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        arguments: Mapping[str, Any],
+    ) -> None:
+        self._engine = engine
+        self._record = record
+        self._slot = slot
+        self._model = model
+        self._args = args
+        self._kwargs = kwargs
+        self._arguments = arguments
+        self._latent: Tensor = arguments[engine.bound.adapter.latent_input]
+        self._row = -1
+
+    def run(self) -> Any:
+        """Ask, and carry out."""
+        engine, record = self._engine, self._record
+        policy, site = engine.policy, engine.sites[0]
+        latent = (self._latent,)
+        self._row = record.begin_visit(site, latent, RECOMPUTE)
+        decision = policy.decide(record.state, record, site)
+        if isinstance(decision, (Reuse, Forecast)):
+            history = record.history(site)
+            if history:
+                reuse = isinstance(decision, Reuse)
+                value = history[-1].value if isinstance(decision, Reuse) else decision.fn(history, record.step)
+                prediction = value[0] + self._latent if policy.storage == "residual" else value[0]
+                record.amend(self._row, REUSE if reuse else FORECAST, record.step.index - history[-1].step)
+                return self._not_run(prediction)
+            record.force(self._row)
+        elif isinstance(decision, Synthesize):
+            made = self._synthesize(decision)
+            if made is not None:
+                return made
+            record.force(self._row)
+        elif not isinstance(decision, Recompute):
+            raise TypeError(
+                f"{type(policy).__name__}.decide({site}) gave {decision!r}; the model takes Recompute, Reuse, Forecast "
+                f"or Synthesize"
+            )
+        output = engine.run_model(record, 1.0, self._slot, self._model, self._args, self._kwargs)
+        prediction = self._prediction(output)
+        record.end_visit(self._row, site, latent, (prediction,), keep=getattr(decision, "keep", True))
+        engine.predictions[record.branch] = prediction
+        return output
+
+    def _not_run(self, prediction: Tensor) -> Any:
+        record = self._record
+        self._engine.note_forward(record, 0.0)
+        self._engine.predictions[record.branch] = prediction
+        return self._as_output(prediction)
+
+    def _synthesize(self, decision: Synthesize) -> Any:
+        """The output with one branch made from the others; None where what that needs is absent."""
+        engine, record = self._engine, self._record
+        if record.branch == decision.branch:
+            if not engine.predictions:
+                return None
+            prediction = decision.fn(dict(engine.predictions))
+            record.amend(self._row, SYNTHESIZE, 0)
+            return self._not_run(prediction)
+        adapter = engine.bound.adapter
+        order, batch = adapter.batch_order, self._latent.shape[0]
+        if record.branch != Branch.JOINT or decision.branch not in order or batch % 2:
+            return None
+        other = order[1 - order.index(decision.branch)]
+        first = order.index(other) == 0
+        rows = slice(0, batch // 2) if first else slice(batch // 2, batch)
+        cut = {
+            name: value[rows]
+            for name in adapter.batched_inputs
+            if isinstance(value := self._arguments.get(name), Tensor)
+        }
+        args = tuple(cut.get(name, value) for name, value in zip(positions(self._model), self._args))
+        kwargs = {name: cut.get(name, value) for name, value in self._kwargs.items()}
+        record.branch, record.num_samples, engine.bound.num_samples = other, batch // 2, batch // 2
+        output = engine.run_model(record, 0.5, self._slot, self._model, args, kwargs)
+        record.branch, record.num_samples, engine.bound.num_samples = Branch.JOINT.value, batch, batch
+        own = self._prediction(output)
+        made = decision.fn({other: own})
+        record.amend(self._row, SYNTHESIZE, 0)
+        return self._as_output(torch.cat([own, made] if first else [made, own]))
+
+    def _prediction(self, output: Any) -> Tensor:
+        """The predicted tensor in whatever the model returned; remembers the container for `_as_output`."""
+        self._engine.output_type = type(output)
+        if isinstance(output, Tensor):
+            return output
+        prediction: Tensor = output[0] if isinstance(output, tuple) else next(iter(output.values()))
+        return prediction
+
+    def _as_output(self, prediction: Tensor) -> Any:
+        kind = self._engine.output_type
+        if kind is Tensor:
+            return prediction
+        if kind is tuple or self._arguments.get("return_dict") is False:
+            return (prediction,)
+        return kind(prediction)

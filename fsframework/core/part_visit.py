@@ -1,0 +1,98 @@
+"""A visit of a sub-module. What it returns is what it adds to the block, so the cache keeps its output as it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fsframework.core.decision import RECOMPUTE as DO_RECOMPUTE
+from fsframework.core.decision import Blend, Forecast, Partial, Recompute, Reuse
+from fsframework.core.keys import PartKey
+from fsframework.core.site import Site, State
+from fsframework.core.tokens import cut_first, put_tokens
+from fsframework.core.trace import BLEND, FORECAST, PARTIAL, RECOMPUTE, REUSE
+from fsframework.core.wrap import Slot
+
+if TYPE_CHECKING:
+    from fsframework.core.visit import ForwardRecord
+
+
+def visit_part(
+    record: ForwardRecord,
+    key: PartKey,
+    slot: Slot,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Ask about the sub-module and carry the decision out; gives what the block is to see as its return value."""
+    site, policy = key.site, record.engine.policy
+    streams = tuple([a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)])
+    row = record.begin_visit(site, streams, RECOMPUTE)
+    decision = policy.decide(record.state, record, site)
+    history = () if isinstance(decision, Recompute) else record.history(site)
+    if not history and not isinstance(decision, (Recompute, Blend)):
+        record.force(row)
+        decision = DO_RECOMPUTE
+    gate = _gate(record, key, site)
+    if isinstance(decision, (Reuse, Forecast)):
+        entry = record.last(site)
+        assert entry is not None
+        reuse = isinstance(decision, Reuse)
+        value = decision.fn(history, record.step) if isinstance(decision, Forecast) else entry.value
+        record.amend(row, REUSE if reuse else FORECAST, record.step.index - entry.step)
+        return _as_output(_ungated(value, gate))
+    if isinstance(decision, Partial):
+        entry = record.last(site)
+        assert entry is not None
+        num_tokens, args, kwargs = cut_first(args, kwargs, decision.index)
+        few = _as_state(slot.call(module, args, kwargs))
+        old = _ungated(entry.value, gate)
+        merged = tuple(put_tokens(o, f, decision.index) for o, f in zip(old, few))
+        record.amend(row, PARTIAL, record.step.index - entry.step, decision.index.shape[-1] / num_tokens)
+        record.store(site, _gated(merged, gate), None)
+        return _as_output(merged)
+    if not isinstance(decision, (Recompute, Blend)):
+        raise TypeError(f"{type(policy).__name__}.decide({site}) gave {decision!r}, which no sub-module can carry out")
+    output = slot.call(module, args, kwargs)
+    fresh = _gated(_as_state(output), gate)
+    if isinstance(decision, Recompute):
+        record.end_visit(row, site, streams, fresh, decision.keep, residual=False)
+        return output
+    entry = record.last(site)
+    record.amend(row, BLEND, 0)
+    record.end_visit(row, site, streams, fresh, decision.keep or entry is None, residual=False)
+    if entry is None:
+        return output
+    blended = tuple(decision.weight * f + (1 - decision.weight) * c for f, c in zip(fresh, entry.value))
+    return _as_output(_ungated(blended, gate))
+
+
+def _gate(record: ForwardRecord, key: PartKey, site: Site) -> Tensor | None:
+    if record.engine.policy.gate == "pre" or record.block is None:
+        return None
+    block, args, kwargs = record.block
+    positions = record.engine.block_positions(block.index)
+    arguments = {**dict(zip(positions, args)), **kwargs}
+    return record.engine.bound.adapter.gate(site.part, block.bound.module, arguments)
+
+
+def _as_state(output: Any) -> State:
+    return output if isinstance(output, tuple) else (output,)
+
+
+def _as_output(value: State) -> Any:
+    return value[0] if len(value) == 1 else value
+
+
+def _gated(value: State, gate: Tensor | None) -> State:
+    return value if gate is None else (gate * value[0], *value[1:])
+
+
+def _ungated(value: State, gate: Tensor | None) -> State:
+    """What the sub-module must return so that the block's gate gives `value`: exact up to rounding, 0 where the gate is."""
+    if gate is None:
+        return value
+    return (torch.where(gate == 0, torch.zeros_like(value[0]), value[0] / gate), *value[1:])
