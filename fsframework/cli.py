@@ -1,0 +1,256 @@
+"""The `fsf` command. Heavy imports happen inside the command that needs them, so that help and lists answer at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+USER_ERROR = 2
+"""Exit code of a mistake that the user can mend."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or a polite kill."""
+
+_DESCRIPTION = """\
+Feature reuse in diffusion transformers: generate videos under a reuse policy and measure what it costs and saves.
+
+A run is a model, a policy and prompts. It is described by a small YAML file that states differences from the defaults;
+any `section.key=value` after it changes one value. A run that was stopped goes on with the same command.
+"""
+
+_EXAMPLES = """\
+examples:
+  fsf demo                                        full compute, static reuse and Foresight side by side, in minutes
+  fsf run experiments/quickstart/run.yaml         one run; prints where its report.html is
+  fsf run experiments/quickstart/run.yaml policy.gamma=0.25 seeds.per_prompt=2
+  fsf run experiments/quickstart/run.yaml policy=static policy.interval=3 name=static3
+  fsf report runs/a-1c5767 runs/b-9e01aa          one comparison page of several runs
+  fsf list policies                               every policy with its options, defaults and what they do
+  fsf list models | metrics | prompts
+  fsf train experiments/tiny_models/latte.yaml    train the tiny model again
+
+errors end with exit code 2 and one sentence; set FSF_DEBUG=1 to see where they come from.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    parser = _parser()
+    arguments = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
+    if arguments.command is None:
+        parser.print_help()
+        return 0
+    # A polite kill is treated as Ctrl-C: the run says how to go on.
+    previous = signal.signal(signal.SIGTERM, _terminate) if _in_main_thread() else None
+    try:
+        code: int | None = arguments.function(arguments)
+        return code or 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # `fsf list policies | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ValueError as error:
+        if os.environ.get("FSF_DEBUG") or not is_user_error(error):
+            raise
+        print(f"fsf: error: {error}", file=sys.stderr)
+        return USER_ERROR
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Whether the error was raised by this project's code or a plugin, whose `ValueError`s are written for the user.
+
+    A ValueError from inside a library is a defect of ours: it keeps its traceback.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+    return name.split(".")[0] == "fsframework" or name.startswith("fsf_plugin_")
+
+
+def _parser() -> argparse.ArgumentParser:
+    def add(name: str, function: Any, summary: str, **options: Any) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter, **options
+        )
+        command.set_defaults(function=function)
+        return command
+
+    parser = _Parser(
+        prog="fsf",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+
+    run = add("run", _run, "generate and measure what a YAML file describes; resumes", epilog=_RUN_HELP)
+    run.add_argument("config", metavar="CONFIG.yaml", help="the run; see experiments/quickstart/run.yaml")
+    run.add_argument("overrides", nargs="*", metavar="key=value", help="changes, such as policy.gamma=0.25")
+
+    demo = add("demo", _demo, "full compute, static reuse and Foresight on the tiny model, with one comparison report")
+    demo.add_argument("--fresh", action="store_true", help="do not keep the videos of an earlier demo")
+    demo.add_argument("overrides", nargs="*", metavar="key=value", help="changes for all three runs")
+
+    train = add("train", _train, "train a tiny model; resumes")
+    train.add_argument("config", metavar="CONFIG.yaml", help="such as experiments/tiny_models/latte.yaml")
+    train.add_argument("overrides", nargs="*", metavar="key=value")
+
+    report = add("report", _report, "write one self-contained page about one or several run directories")
+    report.add_argument("run_dirs", nargs="+", metavar="RUN_DIR")
+    report.add_argument("--out", metavar="FILE.html", help="default: report.html in the run, or beside several runs")
+
+    listing = add("list", _list, "what there is to choose from")
+    listing.add_argument("what", choices=sorted(_LISTS), metavar="policies|models|metrics|prompts")
+    listing.add_argument("files", nargs="*", metavar="FILE.py", help="for policies: your own files instead")
+    return parser
+
+
+_RUN_HELP = """\
+The config's sections: name, model, policy, sampling, prompts, seeds, metrics, reference, tracking, engine, launch, output,
+plugins. Every key, its unit and default is documented in fsframework/config/schema.py; a policy's options are in
+`fsf list policies`. The run directory is <output.runs_dir>/<name>-<hash of everything that changes the results>.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"{self.prog}: error: {message}. See `{self.prog} --help`.\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed = super().parse_args(args, namespace)
+        if parsed.version:
+            import fsframework
+
+            self.exit(0, f"fsframework {fsframework.__version__}\n")
+        return parsed
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    import json
+
+    from fsframework.config.load import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    from fsframework.run.results import table
+    from fsframework.run.runner import run
+
+    folder = run(config)
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    metrics = json.loads((folder / "metrics.json").read_text())
+    print(table([(metrics["policy"], metrics)]))
+    print(f"{metrics['num_videos']} videos of {metrics['model']}, {metrics['sampling']['num_steps']} steps")
+    print(f"report: {folder / 'report.html'}")
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from fsframework.run.demo import demo
+
+    demo(arguments.overrides, fresh=arguments.fresh)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    if not Path(arguments.config).is_file():
+        raise ValueError(f"no such file: {arguments.config}")
+    from fsframework.train.tiny import main as train
+
+    train([arguments.config, *arguments.overrides])
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    folders = [Path(name) for name in arguments.run_dirs]
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"no such run directory: {folder}")
+        if not (folder / "metrics.json").is_file():
+            inside = sorted(str(p.parent) for p in folder.glob("*/metrics.json"))
+            hint = f" Did you mean one of its runs: {', '.join(inside[:4])}?" if inside else ""
+            stopped = (folder / "config.yaml").is_file()
+            what = "was not finished: `fsf run` it again" if stopped else "is not a run directory"
+            raise ValueError(f"{folder} has no metrics.json, so it {what}.{hint}")
+    if arguments.out:
+        out = Path(arguments.out)
+    else:
+        parent = folders[0] if len(folders) == 1 else Path(os.path.commonpath([f.resolve().parent for f in folders]))
+        out = parent / "report.html"
+    from fsframework.run.report import write_report
+
+    print(f"report: {write_report(folders, out, ' vs '.join(f.resolve().name for f in folders))}")
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    _LISTS[arguments.what]([Path(name) for name in arguments.files])
+
+
+def _list_policies(files: list[Path]) -> None:
+    from fsframework.run.catalog import list_policies
+
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"no such file: {file}")
+    for policy in list_policies(*files):
+        print(f"{policy.name}: {policy.summary}")
+        for option in policy.options:
+            print(f"    {option.name}: {option.type} = {option.default}")
+            print(textwrap.fill(option.doc, 116, initial_indent=" " * 8, subsequent_indent=" " * 8))
+        print()
+
+
+def _list_models(files: list[Path]) -> None:
+    from fsframework.run.catalog import list_models
+
+    rows = [("name", "family", "source")]
+    for model in list_models():
+        source = model.source if "/" in model.source else ("bundled" if model.is_bundled else "bundled, but not there")
+        rows.append((model.name, model.family, source))
+    _print_columns(rows)
+    print("\nor a diffusers pipeline folder, or owner/name on the Hugging Face hub")
+
+
+def _list_metrics(files: list[Path]) -> None:
+    from fsframework.run.catalog import list_metrics
+
+    rows = [("name", "unit", "better", "reference", "what")]
+    for metric in list_metrics():
+        compared = "needed" if metric.needs_reference else "no"
+        rows.append((metric.name, metric.unit or "-", metric.better, compared, metric.description))
+    _print_columns(rows)
+    print("\nalways measured: seconds (CPU and wall), FLOPs, reuse fraction, cache bytes, host reads")
+
+
+def _list_prompts(files: list[Path]) -> None:
+    from fsframework.data.prompts import SETS
+
+    _print_columns([("name", "what"), *((name, summary) for name, (summary, _) in SETS.items())])
+    print("\nor a .txt file (a prompt per line), a .csv file (column `prompt`), a .json file, or prompts=[a, b]")
+
+
+_LISTS = {"policies": _list_policies, "models": _list_models, "metrics": _list_metrics, "prompts": _list_prompts}
+
+
+def _print_columns(rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+def _in_main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt

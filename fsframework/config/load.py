@@ -1,0 +1,206 @@
+"""From a YAML file and `key=value` overrides to a checked `RunConfig`: defaults <- file <- overrides, strict."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fsframework.config.schema import CHOICES, LISTS, MINIMUM, SHORTHANDS, RunConfig
+
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*")
+_PROMPT_FILES = (".txt", ".csv", ".json")
+_WORDS = {
+    "converted to Integer": "a whole number",
+    "converted to Float": "a number",
+    "a valid bool": "true or false",
+    "converted to String": "a string",
+    "not Optional": "set; null is not possible",
+}
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run that a YAML file and `section.key=value` overrides describe; without a file, of the defaults.
+
+    Paths in the file are relative to the file: `plugins`, and a prompt file unless it only exists relative to the
+    working directory. They come back absolute.
+
+    Raises:
+        ValueError: missing or malformed file, unknown key (with the nearest name), wrong type or value out of range;
+            one sentence that names the key and where it was written.
+    """
+    from omegaconf import OmegaConf
+
+    merged = OmegaConf.structured(RunConfig)
+    folder = Path.cwd()
+    if path is not None:
+        folder = Path(path).resolve().parent
+        _merge(merged, read_yaml(path), str(path))
+    for text in overrides:
+        _merge(merged, _parse_override(text), f"the override {text!r}")
+    try:
+        config = OmegaConf.to_object(merged)
+    except Exception as error:  # an interpolation ${...} that leads nowhere
+        raise ValueError(f"{path or 'the overrides'}: {_first_line(error)}") from None
+    assert isinstance(config, RunConfig)
+    _check_values(config)
+    return _with_absolute_paths(config, folder)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file, interpolations kept."""
+    from omegaconf import OmegaConf
+
+    file = Path(path)
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder; give the YAML file in it, such as {file / 'run.yaml'}")
+    if not file.is_file():
+        raise ValueError(f"no such file: {file}{_similar_files(file)}")
+    try:
+        loaded = OmegaConf.load(file)
+        content = OmegaConf.to_container(loaded, resolve=False)
+    except Exception as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or _first_line(error)
+        raise ValueError(f"{file}{where}: not valid YAML: {problem}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold `key: value` lines at its top level; found a {type(content).__name__}")
+    return {str(key): value for key, value in content.items()}
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The config as nested plain dictionaries."""
+    return dataclasses.asdict(config)
+
+
+def nearest_key(name: str, known: Sequence[str]) -> str:
+    """`Did you mean 'x'? Known: ...`, as every unknown-name error ends."""
+    # The registry has the same sentence; importing it from core would import torch.
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return (f"Did you mean {close[0]!r}? " if close else "") + f"Known: {', '.join(known)}."
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, _ = text.partition("=")
+    if not equals or not _OVERRIDE.fullmatch(key) or ".." in key or key.endswith("."):
+        raise ValueError(f"override {text!r} is not of the form section.key=value, such as policy.gamma=0.25")
+    from omegaconf import OmegaConf
+
+    try:
+        container = OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=False)
+    except Exception as error:
+        raise ValueError(f"override {text!r}: the value is not valid YAML: {_first_line(error)}") from None
+    assert isinstance(container, dict)
+    return {str(k): v for k, v in container.items()}
+
+
+def _merge(into: Any, content: dict[str, Any], where: str) -> None:
+    """Merge one source into the structured config, with errors that say where."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    content = dict(content)
+    for section, name in SHORTHANDS.items():
+        if isinstance(content.get(section), str):
+            content[section] = {name: content[section]}
+            if section == "policy":  # another policy has other options: the shorthand replaces the block
+                into.policy = {}
+    if isinstance(content.get("prompts"), list):
+        content["prompts"] = {"texts": content["prompts"]}
+    policy = content.get("policy")
+    if isinstance(policy, dict) and policy.get("name", into.policy.get("name")) != into.policy.get("name"):
+        into.policy = {}
+    _check_keys(content, RunConfig, "", where)
+    for key, value in content.items():
+        try:
+            into.merge_with(OmegaConf.create({key: value}))
+        except OmegaConfBaseException as error:
+            raise ValueError(_type_sentence(error, key, content, where)) from None
+
+
+def _check_keys(content: Mapping[str, Any], schema: Any, prefix: str, where: str) -> None:
+    hints = {f.name: f.default_factory for f in dataclasses.fields(schema)}
+    for key, value in content.items():
+        if key not in hints:
+            known = [prefix + name for name in hints]
+            raise ValueError(f"{where}: unknown key {prefix + str(key)!r}. {nearest_key(prefix + str(key), known)}")
+        section_class = hints[key]
+        if prefix + key in LISTS and not _is_list_of_strings(value):
+            raise ValueError(f"{where}: {prefix}{key} must be a list of strings, such as [a, b]; found {value!r}")
+        if isinstance(section_class, type) and dataclasses.is_dataclass(section_class):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{where}: {prefix}{key} is a section of keys, found {value!r}")
+            _check_keys(value, section_class, f"{prefix}{key}.", where)
+
+
+def _is_list_of_strings(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+
+
+def _type_sentence(error: Any, section: str, content: Mapping[str, Any], where: str) -> str:
+    key = str(getattr(error, "full_key", None) or section)
+    message = _first_line(error)
+    value: Any = content
+    for part in re.split(r"[.\[\]]+", key.rstrip("]")):
+        value = value.get(part) if isinstance(value, Mapping) else value
+    wanted = next((words for name, words in _WORDS.items() if name in message), None)
+    if wanted is None:
+        return f"{where}: {key}: {message}"
+    return f"{where}: {key} must be {wanted}; found {value!r}"
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for f in dataclasses.fields(value):
+            yield from _leaves(getattr(value, f.name), f"{prefix}{f.name}.")
+    else:
+        yield prefix.rstrip("."), value
+
+
+def _check_values(config: RunConfig) -> None:
+    for key, value in _leaves(config):
+        if value is None:
+            continue
+        if key in CHOICES and value not in CHOICES[key]:
+            raise ValueError(f"{key}={value!r} is not possible. {nearest_key(str(value), CHOICES[key])}")
+        if key in MINIMUM and value < MINIMUM[key]:
+            raise ValueError(f"{key}={value} must be at least {MINIMUM[key]:g}")
+    if not re.fullmatch(r"[\w][\w.+-]*", config.name):
+        raise ValueError(f"name={config.name!r} becomes a folder name: use letters, digits, '-', '_' and '.'")
+    if not isinstance(config.policy.get("name"), str):
+        raise ValueError("policy needs a name, such as policy: {name: foresight, gamma: 0.5}")
+    if config.prompts.texts is not None and not [t for t in config.prompts.texts if t.strip()]:
+        raise ValueError("prompts.texts holds no prompt")
+
+
+def _with_absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
+    plugins = [str(_beside(folder, name)) for name in config.plugins]
+    for name, path in zip(config.plugins, plugins):
+        if not Path(path).is_file():
+            raise ValueError(f"plugins: no such file: {name} (looked in {folder}){_similar_files(Path(path))}")
+    prompts = config.prompts
+    if prompts.texts is None and prompts.set.endswith(_PROMPT_FILES):
+        prompts = dataclasses.replace(prompts, set=str(_beside(folder, prompts.set)))
+    return dataclasses.replace(config, plugins=plugins, prompts=prompts)
+
+
+def _beside(folder: Path, name: str) -> Path:
+    beside = (folder / name).resolve()
+    here = Path(name).resolve()
+    return here if here.exists() and not beside.exists() else beside
+
+
+def _similar_files(file: Path) -> str:
+    folder = file.parent
+    names = sorted(p.name for p in folder.iterdir() if p.suffix == file.suffix) if folder.is_dir() else []
+    close = difflib.get_close_matches(file.name, names, n=1, cutoff=0.5)
+    return f". Did you mean {folder / close[0]}?" if close else ""
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

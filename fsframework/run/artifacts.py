@@ -1,0 +1,294 @@
+"""The run directory: its name, its files, and how they come to be complete or absent.
+
+`videos.jsonl` is the truth: one line per finished video, appended when everything else of that video is on disk. A run
+that was stopped in any way goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fsframework.data.video import atomic_path
+
+if TYPE_CHECKING:
+    import pandas
+
+_PACKAGES = (
+    "torch diffusers transformers accelerate safetensors lightning omegaconf wandb numpy pandas pyarrow av scikit-learn"
+)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Where one run's files are. Making the object writes nothing; `create` does."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config; `fsf run` on it repeats the run."""
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Git revision, versions, device, command, times."""
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """The run in numbers; present only when all videos are."""
+        return self.path / "metrics.json"
+
+    @property
+    def trace(self) -> Path:
+        """One row per visit of every video."""
+        return self.path / "trace.parquet"
+
+    @property
+    def videos(self) -> Path:
+        """The mp4 files."""
+        return self.path / "videos"
+
+    @property
+    def records(self) -> Path:
+        """videos.jsonl."""
+        return self.path / "videos.jsonl"
+
+    @property
+    def report(self) -> Path:
+        """The page to look at."""
+        return self.path / "report.html"
+
+    def trace_part(self, index: int) -> Path:
+        """Rows of one video, until all are joined."""
+        return self.path / "trace.parts" / f"{index:04d}.parquet"
+
+    def video_file(self, index: int, prompt: str, reference: bool = False) -> str:
+        """`videos/0003-digit-6-is-moving.mp4`, relative to the run directory."""
+        slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].rstrip("-") or "video"
+        return f"videos/{index:04d}-{slug}{'-reference' if reference else ''}.mp4"
+
+    def create(self) -> None:
+        """Make the directory and drop half-written files of an earlier process.
+
+        Raises:
+            ValueError: it can not be written to.
+        """
+        try:
+            self.videos.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise ValueError(
+                f"can not write to the run directory {self.path}: {error.strerror or error}. "
+                f"Choose another with output.runs_dir=FOLDER."
+            ) from None
+        for leftover in self.path.rglob(".*.tmp*"):
+            leftover.unlink(missing_ok=True)
+
+    def append_record(self, record: Mapping[str, Any]) -> None:
+        """Add one finished video; a single write, so lines of several processes never mix."""
+        line = (to_json(record) + "\n").encode()
+        handle = os.open(self.records, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, line)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def read_records(self) -> list[dict[str, Any]]:
+        """The finished videos by index. A line cut off by a kill, or whose files are gone, does not count."""
+        if not self.records.is_file():
+            return []
+        found: dict[int, dict[str, Any]] = {}
+        for line in self.records.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                record = json.loads(line)
+                files = [record["file"], record["reference_file"]]
+                whole = self.trace.is_file() or self.trace_part(record["index"]).is_file()
+                if whole and all((self.path / file).is_file() for file in files if file):
+                    found[record["index"]] = record
+        return [found[index] for index in sorted(found)]
+
+    def tidy_records(self) -> list[dict[str, Any]]:
+        """`read_records`, after rewriting the file without the lines that do not count."""
+        records = self.read_records()
+        if self.records.is_file():
+            write_text(self.records, "".join(to_json(record) + "\n" for record in records))
+        return records
+
+    def write_trace_part(self, index: int, rows: pandas.DataFrame) -> None:
+        """Store the rows of one video."""
+        with atomic_path(self.trace_part(index)) as temporary:
+            rows.to_parquet(temporary, index=False)
+
+    def join_traces(self, indices: Iterable[int]) -> None:
+        """Make `trace.parquet` of all parts; nothing to do if it is there already."""
+        if self.trace.is_file():
+            return
+        import pyarrow.parquet as parquet
+
+        writer = None
+        with atomic_path(self.trace) as temporary:
+            try:
+                for index in indices:
+                    table = parquet.read_table(self.trace_part(index))
+                    writer = writer or parquet.ParquetWriter(temporary, table.schema)
+                    writer.write_table(table)
+            finally:
+                if writer is not None:
+                    writer.close()
+        shutil.rmtree(self.path / "trace.parts", ignore_errors=True)
+
+
+def check_writable(runs_dir: Path) -> None:
+    """ValueError if a directory could not be made below `runs_dir`; makes nothing."""
+    place = runs_dir.absolute()
+    while not place.exists() and place.parent != place:
+        place = place.parent
+    if not place.is_dir():
+        raise ValueError(
+            f"can not write runs to {runs_dir}: {place} is a file, not a folder. Choose another with output.runs_dir=FOLDER."
+        )
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"can not write runs to {runs_dir}: no permission to write in {place}. Choose another with output.runs_dir=FOLDER."
+        )
+
+
+def digest(value: Any, length: int = 10) -> str:
+    """A short hash of anything JSON can hold; equal content gives equal hashes whatever the order of keys."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def model_fingerprint(source: Path | str) -> str:
+    """Changes when the weights do. For a folder: names and contents of its files; of a file over 64 MB size and ends."""
+    if not isinstance(source, Path):
+        return str(source)
+    total = hashlib.sha256()
+    for path in sorted(p for p in source.rglob("*") if p.is_file() and p.suffix in (".json", ".safetensors", ".bin")):
+        if path.relative_to(source).parts[0] == "training":  # a record of how it was trained; not part of the model
+            continue
+        size = path.stat().st_size
+        total.update(f"{path.relative_to(source)} {size}".encode())
+        with path.open("rb") as file:
+            if size <= 64 << 20:
+                total.update(file.read())
+            else:
+                total.update(file.read(1 << 20))
+                file.seek(-(1 << 20), os.SEEK_END)
+                total.update(file.read())
+    return total.hexdigest()[:16]
+
+
+def environment(device: str, git_folder: Path) -> dict[str, Any]:
+    """What a run was made with: code, versions, machine, command, time (UTC)."""
+    import torch
+
+    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
+    return {
+        "git": git_state(git_folder),
+        "versions": {"python": platform.python_version(), "fsframework": _version("fsframework")}
+        | {name: _version(name) for name in _PACKAGES.split()},
+        "platform": platform.platform(),
+        "device": device,
+        "gpu": gpu,
+        "cpu": _cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """{"revision", "dirty"} of the checkout that `folder` lies in; None outside of one."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20)
+        done.check_returncode()
+        return done.stdout.strip()
+
+    try:
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def record_environment(directory: RunDirectory, now: Mapping[str, Any]) -> str | None:
+    """Write environment.json; when a run is resumed, keep the first and list the later ones under `resumed`.
+
+    Returns a sentence if the code changed in between, since the finished videos were made with other code.
+    """
+    if not directory.environment.is_file():
+        write_text(directory.environment, to_json(now, indent=2) + "\n")
+        return None
+    before = json.loads(directory.environment.read_text())
+    before.setdefault("resumed", []).append({"git": now["git"], "command": now["command"], "time": now["time"]})
+    write_text(directory.environment, to_json(before, indent=2) + "\n")
+    if before["git"] and now["git"] and before["git"]["revision"] != now["git"]["revision"]:
+        return (
+            f"this run began at revision {before['git']['revision'][:8]} and goes on at {now['git']['revision'][:8]}; "
+            f"its finished videos are kept. Delete {directory.path} to make them anew."
+        )
+    return None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is complete or absent."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Valid JSON for any float: NaN becomes null, infinity 1e999, which every reader takes for infinity."""
+    text = json.dumps(_encodable(value), indent=indent, default=str)
+    return text.replace(f'"{_INFINITY}"', "1e999").replace(f'"-{_INFINITY}"', "-1e999")
+
+
+_INFINITY = "__infinity__"
+"""Stands in for infinity until the text is made."""
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _encodable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encodable(item) for item in value]
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, float) and math.isinf(value):
+        return _INFINITY if value > 0 else f"-{_INFINITY}"
+    return value
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,171 @@
+"""What there is to choose from, read from the source files without importing torch, so that `fsf list` answers at once.
+
+The registries are the truth; a test compares.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One field of a policy."""
+
+    name: str
+    type: str
+    default: str
+    doc: str
+
+
+@dataclass(frozen=True)
+class PolicyEntry:
+    """A registered policy."""
+
+    name: str
+    summary: str
+    options: tuple[Option, ...]
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A checkpoint that can be named."""
+
+    name: str
+    family: str
+    source: str
+    is_bundled: bool
+
+
+@dataclass(frozen=True)
+class MetricEntry:
+    """A registered metric."""
+
+    name: str
+    description: str
+    unit: str
+    better: str
+    needs_reference: bool
+
+
+def list_policies(*files: Path) -> list[PolicyEntry]:
+    """The built-in policies, or those in the given files, by name."""
+    sources = files or tuple(sorted((PACKAGE / "policies").glob("*.py")))
+    entries = []
+    for source in sources:
+        classes = _classes(source)
+        for name, node in _registered(classes.values(), "POLICIES"):
+            options: dict[str, Option] = {}
+            for base in reversed(_lineage(node, classes)):
+                options.update({option.name: option for option in _options(base)})
+            entries.append(PolicyEntry(name, _summary(node), tuple(options.values())))
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def list_models() -> list[ModelEntry]:
+    """Every checkpoint that an adapter names."""
+    entries = []
+    for source in sorted((PACKAGE / "models").glob("*.py")):
+        for family, node in _registered(_classes(source).values(), "ADAPTERS"):
+            table = _assigned(node).get("checkpoints")
+            if not isinstance(table, ast.Dict):
+                continue
+            for key, call in zip(table.keys, table.values):
+                if isinstance(key, ast.Constant) and isinstance(call, ast.Call):
+                    where = ast.literal_eval(call.args[0])
+                    bundled = "/" not in where and (PACKAGE / "models" / where / "model_index.json").is_file()
+                    entries.append(ModelEntry(str(key.value), family, where, bundled))
+    return sorted(entries, key=lambda entry: (entry.family, entry.name))
+
+
+def list_metrics() -> list[MetricEntry]:
+    """The registered quality metrics."""
+    entries = []
+    for source in sorted((PACKAGE / "metrics").glob("*.py")):
+        for name, node in _registered(_classes(source).values(), "METRICS"):
+            facts = {key: _literal(value) for key, value in _assigned(node).items()}
+            better = "higher" if facts.get("higher_is_better", True) else "lower"
+            description = str(facts.get("description") or _summary(node))
+            entries.append(
+                MetricEntry(
+                    name, description, str(facts.get("unit", "")), better, bool(facts.get("needs_reference", True))
+                )
+            )
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def _classes(source: Path) -> dict[str, ast.ClassDef]:
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def _registered(classes: Any, registry: str) -> Iterator[tuple[str, ast.ClassDef]]:
+    """(name, class) of every `@REGISTRY.register("name")`."""
+    for node in classes:
+        for decorator in node.decorator_list:
+            match decorator:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id=owner), attr="register"), args=[ast.Constant(value=name)]
+                ) if owner == registry:
+                    yield str(name), node
+
+
+def _lineage(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> list[ast.ClassDef]:
+    """The class and its bases as far as they are in the same file or a policy file beside it, nearest first."""
+    line = [node]
+    for base in node.bases:
+        name = base.value if isinstance(base, ast.Subscript) else base
+        if not isinstance(name, ast.Name):
+            continue
+        if name.id in classes:
+            line += _lineage(classes[name.id], classes)
+            continue
+        for source in sorted((PACKAGE / "policies").glob("*.py")):
+            others = _classes(source)
+            if name.id in others and others[name.id] is not node:
+                line += _lineage(others[name.id], others)
+                break
+    return line
+
+
+def _options(node: ast.ClassDef) -> Iterator[Option]:
+    for statement, following in zip(node.body, [*node.body[1:], None]):
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+            continue
+        annotation = ast.unparse(statement.annotation)
+        if annotation.startswith(("ClassVar", "typing.ClassVar")):
+            continue
+        doc = ""
+        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            doc = " ".join(str(following.value.value).split())
+        default = "required" if statement.value is None else ast.unparse(statement.value)
+        yield Option(statement.target.id, annotation, default, doc)
+
+
+def _assigned(node: ast.ClassDef) -> dict[str, ast.expr]:
+    values: dict[str, ast.expr] = {}
+    for statement in node.body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                values[name] = value
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
+                values[name] = value
+    return values
+
+
+def _literal(value: ast.expr) -> object:
+    try:
+        return ast.literal_eval(value)
+    except ValueError:
+        return None
+
+
+def _summary(node: ast.ClassDef) -> str:
+    doc = ast.get_docstring(node) or ""
+    return " ".join(doc.split("\n\n")[0].split())

@@ -1,0 +1,202 @@
+"""From names in a config to objects: plugins, the policy, the device, the metrics. Everything that can be wrong with a
+run is found here, before anything is written."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import dataclasses
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fsframework.config.load import nearest_key
+from fsframework.config.schema import RunConfig
+from fsframework.data.prompts import Clip, load_prompts, plan_clips
+
+if TYPE_CHECKING:
+    import torch
+
+    from fsframework.core import LoadedModel, ReusePolicy
+    from fsframework.metrics import Metric
+
+PLUGIN_PREFIX = "fsf_plugin_"
+"""Plugin modules are called so in `sys.modules`."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that was checked: nothing about it is a name any more except the model, which is loaded next."""
+
+    config: RunConfig
+    policy: ReusePolicy[Any]
+    policy_name: str
+    policy_options: dict[str, Any]
+    """Every option of the policy, defaults included."""
+    clips: list[Clip]
+    metrics: list[Metric]
+    device: torch.device
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Look every name of `config` up, without loading the model or touching the disk.
+
+    Raises:
+        ValueError: anything the user can mend, in one sentence.
+    """
+    for path in config.plugins:
+        load_plugin(Path(path))
+    policy = build_policy(config.policy)
+    prompts = load_prompts(config.prompts.set, config.prompts.texts, config.prompts.limit)
+    clips = plan_clips(prompts, config.seeds.base, config.seeds.per_prompt)
+    options = {f.name: getattr(policy, f.name) for f in dataclasses.fields(policy)}  # type: ignore[arg-type]
+    metrics = build_metrics(config.metrics)
+    return Plan(config, policy, config.policy["name"], options, clips, metrics, resolve_device(config.model.device))
+
+
+def load_plugin(path: Path) -> None:
+    """Run a Python file under a name that depends on its path only, so that pickles and other processes find it."""
+    path = path.resolve()
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    name = f"{PLUGIN_PREFIX}{path.stem}_{digest}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"plugin {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    previous = sys.modules.get(name)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        sys.modules.pop(name, None)
+        if previous is not None:
+            sys.modules[name] = previous
+        if isinstance(error, ValueError) and "is already" in str(error):
+            raise
+        raise ValueError(f"plugin {path}{_line_in(path, error)}: {type(error).__name__}: {error}") from error
+
+
+def _line_in(path: Path, error: BaseException) -> str:
+    if isinstance(error, SyntaxError):
+        return f", line {error.lineno}"
+    line, trace = None, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f", line {line}" if line else ""
+
+
+def build_policy(block: Mapping[str, Any]) -> ReusePolicy[Any]:
+    """The policy that a config's `policy` block describes; the policy class is the schema of its options.
+
+    Raises:
+        ValueError: unknown policy or option (with the nearest name), wrong type, or a value the policy refuses.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    import fsframework.policies  # noqa: F401  registers the built-in policies
+    from fsframework.core import POLICIES
+
+    name = block["name"]
+    policy_class = POLICIES[name]
+    if not dataclasses.is_dataclass(policy_class):
+        raise ValueError(f"policy {name!r}: {policy_class.__name__} must be a dataclass: @dataclass(frozen=True)")
+    options = {key: value for key, value in block.items() if key != "name"}
+    known = [f.name for f in dataclasses.fields(policy_class)]
+    for key in options:
+        if key not in known:
+            raise ValueError(f"policy {name!r} has no option {key!r}. {nearest_key(key, known)}")
+    schema = OmegaConf.structured(policy_class)
+    OmegaConf.set_readonly(schema, False)
+    for key, value in options.items():
+        try:
+            schema.merge_with({key: value})
+        except OmegaConfBaseException as error:
+            hint = str(error).splitlines()[0]
+            raise ValueError(f"policy.{key}={value!r} does not fit {name}'s option {key!r}: {hint}") from None
+    try:
+        # Only what was given: a default computed by the class (a factory) stays the class's business.
+        converted = OmegaConf.to_container(schema)
+        assert isinstance(converted, dict)
+        return policy_class(**{key: converted[key] for key in options})
+    except TypeError as error:  # an option without a default
+        raise ValueError(f"policy {name!r}: {error}. Its options: {', '.join(known)}.") from None
+
+
+def build_metrics(names: Sequence[str] | None) -> list[Metric]:
+    """The metrics by name; all that can run here if `names` is None. A named one that can not run is an error."""
+    from fsframework.metrics import METRICS
+
+    metrics = []
+    for name in METRICS if names is None else dict.fromkeys(names):
+        metric = METRICS[name]()
+        missing = metric.available()
+        if missing is None:
+            metrics.append(metric)
+        elif names is not None:
+            raise ValueError(f"metric {name!r} can not run here: {missing}")
+    return metrics
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the first CUDA device, else the CPU; ValueError if the device does not exist here."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"model.device={name!r} can not be used here: {reason}. Use auto, cpu or cuda.") from None
+    return device
+
+
+def sampling_of(config: RunConfig, model: LoadedModel) -> dict[str, Any]:
+    """The sampling arguments of `LoadedModel.generate`, with the checkpoint's defaults filled in."""
+    own = model.checkpoint
+    given = dataclasses.asdict(config.sampling)
+    return {key: getattr(own, key) if value is None else value for key, value in given.items()}
+
+
+def check_policy_fits(plan: Plan, model: LoadedModel, sampling: Mapping[str, Any]) -> None:
+    """Let the policy refuse the run now instead of in the middle of it, as with a warmup longer than the run."""
+    from fsframework.core import Run
+
+    sites = model.bind().sites(plan.policy)
+    scheduler = copy.deepcopy(model.pipe.scheduler)
+    scheduler.set_timesteps(sampling["num_steps"])
+    timesteps = [float(t) for t in scheduler.timesteps.tolist()]
+    plan.policy.start(Run(len(timesteps), timesteps, sites, facts={"device": plan.device, "model": model.name}))
+
+
+def policy_source_digest(policy: ReusePolicy[Any]) -> str:
+    """Changes when the code of the policy's file changes, not when only its comments or docstrings do."""
+    source = inspect.getsourcefile(type(policy))
+    if source is None or not Path(source).is_file():
+        return "unknown"
+    return code_digest(Path(source).read_text(encoding="utf-8"))
+
+
+def code_digest(source: str) -> str:
+    """A digest of Python code without comments, docstrings and layout."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [  # type: ignore[attr-defined]
+                s
+                for s in body
+                if not (
+                    isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant) and isinstance(s.value.value, str)
+                )
+            ]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]

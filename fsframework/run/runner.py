@@ -1,0 +1,321 @@
+"""`run`: from a checked config to a finished run directory; goes on where an earlier process stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import fsframework
+from fsframework.config.load import to_dict
+from fsframework.config.schema import RunConfig
+from fsframework.data.prompts import Clip
+from fsframework.data.video import write_video
+from fsframework.run import artifacts, launch
+from fsframework.run.artifacts import RunDirectory
+from fsframework.run.attach import reuse
+from fsframework.run.progress import Progress, quiet_libraries, reuse_warnings_as_notes
+from fsframework.run.reference import ReferenceCache, Timed, generate_timed
+from fsframework.run.resolve import Plan, check_policy_fits, make_plan, policy_source_digest, sampling_of
+from fsframework.run.results import summarize
+from fsframework.run.tracking import Tracker
+
+if TYPE_CHECKING:
+    from fsframework.core import LoadedModel, ReuseEngine
+
+SLOW_REFERENCE_SECONDS = 60.0
+"""From here on full compute is timed beside the method for a few videos only, unless the config says otherwise."""
+NUM_SLOW_TIMINGS = 3
+_WARM_UP_STEPS = 2
+_COSTS = ("reuse_fraction", "flops_executed", "flops_full", "flops_saved", "cache_bytes_peak", "host_reads_per_step")
+"""Entries of a session's summary that go into a video's record."""
+
+
+def run(config: RunConfig, model: LoadedModel | None = None) -> Path:
+    """Generate, measure and report what `config` says; returns the run directory.
+
+    Nothing is written before everything about the config, the model and the policy was found to be in order. Called
+    again with the same config it does only what is missing.
+
+    Args:
+        config: see `fsframework.config.load_config`.
+        model: the loaded `config.model`, for several runs in one process.
+
+    Raises:
+        ValueError: something the user can mend, before anything is written.
+        KeyboardInterrupt: stopped; the directory is left resumable.
+    """
+    plan = make_plan(config)
+    runs_dir = Path(config.output.runs_dir)
+    artifacts.check_writable(runs_dir)
+    world = launch.start(config.launch.num_processes, plan.device)
+    if world.device is not None and plan.device.type == "cuda":
+        plan = dataclasses.replace(plan, device=world.device)
+    job = _prepare(plan, model, runs_dir, world)
+    total = len(plan.clips)
+    if len(job.directory.read_records()) == total and job.directory.metrics.is_file():
+        print(f"{job.directory.path}: all {total} videos are there already", file=sys.stderr)
+        world.barrier()
+        if world.is_first and not job.directory.report.is_file():
+            _write_report(job)
+        return job.directory.path
+    if world.is_first:
+        job.directory.create()
+        job.directory.tidy_records()
+    world.barrier()
+    done = job.directory.read_records()
+    progress = Progress(plan.policy_name, total, len(done), quiet=not world.is_first)
+    tracker = Tracker(None, progress.note)
+    try:
+        with reuse_warnings_as_notes(progress):
+            if world.is_first:
+                _write_head(job, progress)
+                tracker = Tracker.start(config.tracking, job.directory, job.facts, progress.note)
+            _generate(job, {record["index"] for record in done}, progress, tracker)
+            world.barrier()
+            if world.is_first:
+                _finish(job, progress, tracker)
+            world.barrier()
+    except KeyboardInterrupt:
+        progress.close()
+        tracker.close(exit_code=1)
+        if world.is_first:
+            num_done = len(job.directory.read_records())
+            print(
+                f"\nstopped with {num_done} of {total} videos finished in {job.directory.path}; the same command goes on "
+                f"from there.",
+                file=sys.stderr,
+            )
+        raise
+    progress.close()
+    return job.directory.path
+
+
+@dataclass
+class _Job:
+    """A plan with its model and places."""
+
+    plan: Plan
+    model: LoadedModel
+    sampling: dict[str, Any]
+    directory: RunDirectory
+    references: ReferenceCache
+    facts: dict[str, Any]
+    """What stands at the top of metrics.json and in W&B's config."""
+    world: launch.World
+
+
+def _prepare(plan: Plan, model: LoadedModel | None, runs_dir: Path, world: launch.World) -> _Job:
+    """Load and check; writes nothing."""
+    config = plan.config
+    quiet_libraries()
+    if model is None:
+        model = load(plan)
+    model.pipe.set_progress_bar_config(disable=True)
+    sampling = sampling_of(config, model)
+    check_policy_fits(plan, model, sampling)
+    pixels = {
+        "model": artifacts.model_fingerprint(model.path),
+        "dtype": str(next(model.transformer.parameters()).dtype).removeprefix("torch."),
+        "device": plan.device.type,
+        "sampling": sampling,
+    }
+    identity = {
+        **pixels,
+        "fsframework": fsframework.__version__,
+        "policy": plan.policy_name,
+        "options": plan.policy_options,
+        "policy_code": policy_source_digest(plan.policy),
+        "clips": [(clip.prompt, clip.seed) for clip in plan.clips],
+        "metrics": [metric.name for metric in plan.metrics],
+        "reference": dataclasses.asdict(config.reference),
+        "engine": dataclasses.asdict(config.engine),
+    }
+    directory = RunDirectory(runs_dir / f"{config.name}-{artifacts.digest(identity)}")
+    facts = {
+        "policy": plan.policy_name,
+        "policy_options": plan.policy_options,
+        "model": model.name,
+        "num_videos": len(plan.clips),
+        "sampling": sampling,
+        "dtype": pixels["dtype"],
+        "device": str(plan.device),
+        "model_fingerprint": pixels["model"],
+    }
+    return _Job(plan, model, sampling, directory, ReferenceCache(runs_dir, pixels), facts, world)
+
+
+def load(plan: Plan) -> LoadedModel:
+    """The model of a plan, on its device."""
+    from fsframework.models.loading import load_model
+
+    wanted = plan.config.model
+    quiet_libraries()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of diffusers about names its next major release will want
+        return load_model(wanted.name, device=plan.device, dtype=wanted.dtype, offload=wanted.offload)
+
+
+def _write_head(job: _Job, progress: Progress) -> None:
+    """config.yaml and environment.json: what a reader needs even if the run never ends."""
+    from omegaconf import OmegaConf
+
+    resolved = to_dict(job.plan.config)
+    resolved["policy"] = {"name": job.plan.policy_name, **job.plan.policy_options}
+    resolved["sampling"] = job.sampling
+    prompts = list(dict.fromkeys(clip.prompt for clip in job.plan.clips))
+    resolved["prompts"] = {"set": job.plan.config.prompts.set, "texts": prompts, "limit": None}
+    copies = []
+    for plugin in map(Path, job.plan.config.plugins):
+        copies.append(f"plugins/{plugin.name}")
+        artifacts.write_text(job.directory.path / copies[-1], plugin.read_text(encoding="utf-8"))
+    resolved["plugins"] = copies
+    artifacts.write_text(job.directory.config, OmegaConf.to_yaml(OmegaConf.create(resolved)))
+    now = artifacts.environment(str(job.plan.device), Path(fsframework.__file__).resolve().parent)
+    changed = artifacts.record_environment(job.directory, now)
+    if changed:
+        progress.note(changed)
+
+
+def _generate(job: _Job, done: set[int], progress: Progress, tracker: Tracker) -> None:
+    """Make this process's share of the videos that are not finished."""
+    clips = [clip for clip in job.world.share(job.plan.clips) if clip.index not in done]
+    if not clips:
+        return
+    progress.stage("warm-up")
+    warm_up = {**job.sampling, "num_steps": min(_WARM_UP_STEPS, job.sampling["num_steps"])}
+    job.model.generate(clips[0].prompt, clips[0].seed, **warm_up)
+    session = _open_session(job)
+    for clip in clips:
+        record = _make_video(job, session, clip, progress)
+        tracker.log_video(record, job.directory.path)
+        progress.advance(_one_line(record))
+
+
+def _open_session(job: _Job) -> ReuseEngine:
+    import torch
+
+    options = job.plan.config.engine
+    dtype = None if options.cache_dtype is None else getattr(torch, options.cache_dtype)
+    return reuse(
+        job.model.pipe, job.plan.policy, timing=options.timing, cache_dtype=dtype, cache_device=options.cache_device
+    )
+
+
+def _make_video(job: _Job, session: ReuseEngine, clip: Clip, progress: Progress) -> dict[str, Any]:
+    """One video with its reference, side by side; everything is on disk before its record is."""
+    num_notes = len(progress.notes)
+    cached = job.references.load(clip)
+    timed_too = cached is None or clip.index < _num_timings(job, cached)
+
+    def full_compute() -> Timed | None:
+        if not timed_too:
+            return None
+        progress.stage("full compute")
+        return generate_timed(job.model, clip, job.sampling, job.plan.device)
+
+    # Whoever goes second may profit from warm caches or suffer from a hot processor: take turns.
+    fresh = full_compute() if clip.index % 2 == 0 else None
+    progress.stage(job.plan.policy_name)
+    with session:
+        made = generate_timed(job.model, clip, job.sampling, job.plan.device)
+    fresh = full_compute() if clip.index % 2 == 1 else fresh
+    if fresh is not None and cached is None:
+        job.references.save(clip, fresh)
+    elif fresh is not None and cached is not None:
+        difference = float((fresh.video - cached.video).abs().max())
+        if difference > 0.5 / 255:
+            progress.note(
+                f"full compute of {clip.prompt!r}, seed {clip.seed}, now differs from its cached reference by up to "
+                f"{difference:.3f} of full brightness; comparing with the new one. Delete {job.references.folder} if this "
+                f"is no rounding."
+            )
+    reference = fresh if fresh is not None else cached
+    assert reference is not None
+    progress.stage("metrics and files")
+    record = _measure(job, session, clip, made, reference, timed=fresh is not None)
+    record["warnings"] = progress.notes[num_notes:]
+    job.directory.append_record(record)
+    return record
+
+
+def _num_timings(job: _Job, cached: Timed) -> float:
+    asked = job.plan.config.reference.timing_videos
+    if asked is not None:
+        return asked
+    return math.inf if cached.wall_seconds <= SLOW_REFERENCE_SECONDS else NUM_SLOW_TIMINGS
+
+
+def _measure(job: _Job, session: ReuseEngine, clip: Clip, made: Timed, reference: Timed, timed: bool) -> dict[str, Any]:
+    """Metrics and costs of one video as its record; its mp4 files and trace rows are on disk afterwards."""
+    directory, output = job.directory, job.plan.config.output
+    metrics: dict[str, float] = {}
+    for metric in job.plan.metrics:
+        if metric.applies_to(clip.prompt):
+            other = reference.video if metric.needs_reference else None
+            metrics.update(metric(made.video, other, clip.prompt))
+    file, reference_file = (directory.video_file(clip.index, clip.prompt, ref) for ref in (False, True))
+    fps = job.model.checkpoint.fps
+    write_video(directory.path / file, made.video, fps, output.min_video_pixels)
+    write_video(directory.path / reference_file, reference.video, fps, output.min_video_pixels)
+    directory.write_trace_part(clip.index, session.trace.to_pandas().assign(video=clip.index))
+    summary = session.summary()
+    return {
+        "index": clip.index,
+        "prompt": clip.prompt,
+        "seed": clip.seed,
+        "file": file,
+        "reference_file": reference_file,
+        "cpu_seconds": made.cpu_seconds,
+        "wall_seconds": made.wall_seconds,
+        "reference_cpu_seconds": reference.cpu_seconds if timed else None,
+        "reference_wall_seconds": reference.wall_seconds if timed else None,
+        **{name: summary[name] for name in _COSTS},
+        "identical": bool((made.video == reference.video).all()),
+        "metrics": metrics,
+    }
+
+
+def _finish(job: _Job, progress: Progress, tracker: Tracker) -> None:
+    """Join what the processes made: trace, metrics, mirror, report."""
+    directory, total = job.directory, len(job.plan.clips)
+    records = directory.read_records()
+    if len(records) != total:
+        missing = sorted({clip.index for clip in job.plan.clips} - {record["index"] for record in records})
+        raise RuntimeError(f"{len(missing)} of {total} videos are missing: {missing[:10]}; the same command makes them")
+    progress.stage("report")
+    directory.join_traces(record["index"] for record in records)
+    numbers = summarize(records, job.plan.metrics, job.plan.device.type)
+    noted = list(dict.fromkeys(text for record in records for text in record["warnings"]))
+    metrics: Mapping[str, Any] = {**job.facts, **numbers, "warnings": noted}
+    artifacts.write_text(directory.metrics, artifacts.to_json(metrics, indent=2) + "\n")
+
+    def trace() -> Any:
+        import pandas
+
+        return pandas.read_parquet(directory.trace)
+
+    tracker.finish(directory, records, json.loads(directory.metrics.read_text()), trace)
+    _write_report(job)
+
+
+def _write_report(job: _Job) -> None:
+    from fsframework.run.report import write_report
+
+    write_report([job.directory.path], job.directory.report, job.plan.config.name)
+
+
+def _one_line(record: Mapping[str, Any]) -> str:
+    quality = "".join(
+        f", {name} {record['metrics'][name]:.3g}" for name in ("psnr", "adherence") if name in record["metrics"]
+    )
+    return (
+        f"{record['prompt'][:50]!r} seed {record['seed']}: {record['wall_seconds']:.1f} s, "
+        f"reused {100 * record['reuse_fraction']:.0f} %{quality}"
+    )
