@@ -1,0 +1,369 @@
+"""The report's sections as HTML. Every text from a run goes through `escape`."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from html import escape
+
+from fsframework.run.report_data import Clip, RunData, differences, flatten
+from fsframework.run.report_pareto import Point, pareto
+from fsframework.run.report_runs import run_card, run_name, sign
+from fsframework.run.report_table import (
+    COSTS,
+    Column,
+    arrow,
+    cell,
+    column,
+    columns_of,
+    title_of,
+    unit_of,
+    with_spread,
+)
+from fsframework.run.report_videos import Embedded, by_psnr, caption
+
+NUM_RANKED = 3
+"""Worst and best videos listed per run, each."""
+NOT_CONFIG = ("name", "output", "tracking")
+"""Config sections that do not change what is measured."""
+NOT_ENVIRONMENT = ("command", "time", "resumed")
+
+
+def facts(runs: Sequence[RunData]) -> dict[str, str]:
+    """The conditions of the numbers; several values are joined where the runs differ."""
+
+    def joined(values: Sequence[object]) -> str:
+        known = dict.fromkeys(str(v) for v in values if v not in (None, ""))
+        return ", ".join(known) or "not recorded"
+
+    steps = [run.trace.num_steps if run.trace else run.fact("sampling", "num_steps") for run in runs]
+    devices = [_device(run) for run in runs]
+    dtypes = [run.fact("model", "dtype") or run.fact("dtype") for run in runs]
+    sizes = [_size(run) for run in runs]
+    revisions = [_revision(run) for run in runs]
+    return {
+        "Model": joined([run.model for run in runs]),
+        "Steps": joined(steps),
+        "Videos": joined([_sample(run.clips) for run in runs]),
+        "Size": joined(sizes),
+        "Device": joined(devices),
+        "Precision": joined(dtypes),
+        "Revision": joined(revisions),
+    }
+
+
+def headline(runs: Sequence[RunData]) -> str:
+    """One sentence with the numbers that matter and the conditions they hold under (HTML)."""
+    known = facts(runs)
+    conditions = (
+        f"On {known['Model']} ({known['Steps']} steps, {known['Videos']}, {known['Device']}, {known['Precision']})"
+    )
+    speed, psnr = column("speedup"), column("psnr")
+    methods = [r for r in runs if not math.isnan(r.mean("speedup")) and not math.isinf(r.mean("psnr"))]
+    if not methods:
+        return f"{escape(conditions)}: {len(runs)} run{'s' * (len(runs) > 1)}, none with a speedup and a difference to show."
+
+    def fast(run: RunData) -> str:
+        return f"<strong>{escape(with_spread(run.measures['speedup'], speed))}</strong> in {run.clock} time"
+
+    def close(run: RunData) -> str:
+        if "psnr" not in run.measures:
+            return "with no PSNR measured"
+        return f"<strong>{escape(with_spread(run.measures['psnr'], psnr))}</strong> PSNR to the reference"
+
+    fastest = max(methods, key=lambda run: run.mean("speedup"))
+    measured = [run for run in methods if not math.isnan(run.mean("psnr"))]
+    closest = max(measured, key=lambda run: run.mean("psnr")) if measured else fastest
+    saved = fastest.mean("flops_saved")
+    flops = "" if math.isnan(saved) else f", saving {100 * saved:.0f} % of the FLOPs"
+    if fastest is closest:
+        return f"{escape(conditions)}, {escape(fastest.label)} has a speedup of {fast(fastest)}{flops}, at {close(fastest)}."
+    return (
+        f"{escape(conditions)}, {escape(fastest.label)} is fastest, a speedup of {fast(fastest)} at {close(fastest)}; "
+        f"{escape(closest.label)} stays closest, {close(closest)} at {fast(closest)}."
+    )
+
+
+def head(runs: Sequence[RunData], title: str) -> str:
+    """Title, headline, conditions."""
+    entries = "".join(
+        f"<div><dt>{k}</dt><dd>{escape(v)}</dd></div>" for k, v in facts(runs).items() if v != "not recorded"
+    )
+    return f'<header><h1>{escape(title)}</h1><p class="headline">{headline(runs)}</p><dl class="facts">{entries}</dl></header>'
+
+
+def warnings(runs: Sequence[RunData]) -> str:
+    """What is missing or makes rows hard to compare; nothing if all is well."""
+    notes = [f"<b>{run.mark} {escape(run.policy)}</b>: {escape(note)}" for run in runs for note in run.notes]
+    samples = {frozenset((c.prompt, c.seed) for c in run.clips) for run in runs if run.clips}
+    if len(samples) > 1:
+        notes.insert(0, "The rows cover different videos, so their means are not directly comparable; n says how many.")
+    if len({run.model for run in runs}) > 1:
+        notes.insert(0, "The rows are of different models.")
+    notes = list(dict.fromkeys(notes))
+    return f'<div class="notes"><ul>{"".join(f"<li>{note}</li>" for note in notes)}</ul></div>' if notes else ""
+
+
+def summary(runs: Sequence[RunData]) -> str:
+    """The sortable table, a run per row."""
+    shown = columns_of(runs)
+    heads = ['<th scope="col"><button type="button">Run</button></th>']
+    for c in shown:
+        measure = next((run.measures[c.key] for run in runs if c.key in run.measures), None)
+        unit = unit_of(c, measure)
+        label = f"{title_of(c, runs)} {arrow(c, measure)}".strip()
+        below = f'<span class="unit">{escape(unit)}</span>' if unit else ""
+        heads.append(
+            f'<th scope="col" title="{escape(c.about)}"><button type="button">{escape(label)}</button>{below}</th>'
+        )
+    most = max((len(run.clips) for run in runs), default=0)
+    rows = []
+    for i, run in enumerate(runs):
+        badge = f"{len(run.clips)} of {most} videos" if len(run.clips) < most else ""
+        cells = "".join(cell(run.measures.get(c.key), c) for c in shown)
+        name = f'<th scope="row" data-value="{run.mark}" class="text">{run_name(run, i, badge)}</th>'
+        rows.append(f'<tr data-run="{i}">{name}{cells}</tr>')
+    return (
+        '<section id="summary"><h2>Summary</h2><p class="lead">Mean over videos, below it the 95 % interval and n. '
+        "▲ higher is better, ▼ lower. Every speedup and every difference is against the reference: full compute with the "
+        f"same prompt and seed. Click a header to sort.</p>{warnings(runs)}"
+        f'<div class="scroll"><table id="summary-table"><thead><tr>{"".join(heads)}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        '<div class="tools"><button type="button" data-copy="csv">Copy as CSV</button>'
+        '<button type="button" data-copy="latex">Copy as LaTeX</button></div>'
+        f'<p class="small">{escape(_how(runs))}</p>{_all_metrics(runs)}</section>'
+    )
+
+
+def pareto_section(runs: Sequence[RunData]) -> str:
+    """Quality against compute; every choice of axes is drawn beforehand, one is shown."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.measures))
+    xs = [column(k) for k in ("flops_speedup", "speedup", "wall_speedup", "reuse_fraction") if k in keys]
+    ys = [column(k) for k in sorted((k for k in keys if k not in COSTS), key=lambda k: (k != "psnr", k != "ssim", k))]
+    if not xs or not ys:
+        body = '<p class="missing">No run has both a cost and a quality measured.</p>'
+        return f'<section id="pareto"><h2>Quality against compute</h2>{body}</section>'
+
+    def name(c: Column) -> str:
+        measure = next((run.measures[c.key] for run in runs if c.key in run.measures), None)
+        unit = "×" if c.style == "x" else unit_of(c, measure)
+        return f"{title_of(c, runs)}{f' ({unit})' if unit else ''}"
+
+    plots = []
+    for x in xs:
+        for y in ys:
+            points = _points(runs, x, y)
+            higher = next(run.measures[y.key].better == "higher" for run in runs if y.key in run.measures)
+            pictures = pareto(points, name(x), name(y), higher, 760, 400, "wide")
+            pictures += pareto(points, name(x), name(y), higher, 350, 320, "narrow")
+            hidden = "" if (x, y) == (xs[0], ys[0]) else " hidden"
+            plots.append(f'<div class="pareto-plot" data-x="{x.key}" data-y="{y.key}"{hidden}>{pictures}</div>')
+    choose = "".join(
+        f'<label>{label} <select id="pareto-{axis}">'
+        + "".join(f'<option value="{c.key}">{escape(name(c))}</option>' for c in options)
+        + "</select></label>"
+        for label, axis, options in (("Quality", "y", ys), ("against", "x", xs))
+    )
+    legend = "".join(f"<li>{sign(i)}<span>{run.mark} {escape(run.label)}</span></li>" for i, run in enumerate(runs))
+    return (
+        '<section id="pareto"><h2>Quality against compute</h2><p class="lead">One marker per run, bars are 95 % intervals. '
+        "The line joins the runs that no other run beats in both; hover or tap for the config.</p>"
+        f'<div class="card"><div class="tools">{choose}</div>{"".join(plots)}<ul class="legend">{legend}</ul></div></section>'
+    )
+
+
+def reuse_section(runs: Sequence[RunData]) -> str:
+    """The card of every run; with many runs only the first few are open."""
+    cards = "".join(run_card(run, i, is_open=i < 6) for i, run in enumerate(runs))
+    return (
+        '<section id="reuse"><h2>Where and when each run reuses</h2><p class="lead">s0 t0 s1 t1 … are the blocks by kind '
+        "(spatial, temporal, joint) and number, in the order in which the model runs them.</p>" + cards + "</section>"
+    )
+
+
+def video_section(videos: Embedded) -> str:
+    """The synchronized players; empty but for a sentence without videos."""
+    title = '<section id="videos"><h2>Videos side by side</h2>'
+    if not videos.clips:
+        return title + '<p class="missing">No run has readable videos.</p></section>'
+    options = "".join(
+        f'<option value="{i}">{escape(clip["prompt"])} · seed {clip["seed"]}</option>'
+        for i, clip in enumerate(videos.clips)
+    )
+    left_out = f" {videos.num_left_out} further videos were left out to keep the file small." * bool(
+        videos.num_left_out
+    )
+    shrunk = " Large videos are shown at a smaller size." * videos.shrunk
+    return (
+        f'{title}<p class="lead">Same prompt and seed in every player, in step. The difference view shows '
+        "|run − reference| times a gain, computed here from the compressed videos, so a faint grain in it is the codec's."
+        f"{left_out}{shrunk}</p>"
+        f'<div class="card"><div class="tools"><label for="clip">Prompt</label><select id="clip">{options}</select></div>'
+        '<div class="tools"><button type="button" id="play">Play</button>'
+        '<button type="button" id="back" aria-label="one frame back">‹</button>'
+        '<button type="button" id="forward" aria-label="one frame forward">›</button>'
+        f'<input type="range" id="scrub" min="0" max="{videos.num_frames - 1}" value="0" aria-label="frame">'
+        '<output id="frame"></output>'
+        '<label><input type="checkbox" id="loop" checked>loop</label>'
+        '<label>speed <select id="speed"><option value="1">1×</option><option value="0.5">½×</option>'
+        '<option value="0.25">¼×</option></select></label>'
+        '<label>difference <select id="difference"><option value="0">off</option><option value="1">1×</option>'
+        '<option value="4" selected>4×</option><option value="16">16×</option></select></label></div>'
+        '<div id="stage"></div></div></section>'
+    )
+
+
+def ranking_section(runs: Sequence[RunData], videos: Embedded) -> str:
+    """The videos furthest from and closest to their reference, per run."""
+    cards = []
+    for i, run in enumerate(runs):
+        ranked = by_psnr(run.clips)
+        if not ranked:
+            body = '<p class="missing">No PSNR was measured per video.</p>'
+        elif all(math.isinf(clip.metrics["psnr"]) for clip in ranked):
+            body = f'<p class="small">All {len(ranked)} videos are identical to their reference.</p>'
+        else:
+            count = min(NUM_RANKED, (len(ranked) + 1) // 2)
+            best = [clip for clip in ranked[::-1] if clip not in ranked[:count]][:count]
+            tables = [("Furthest from the reference", ranked[:count]), ("Closest to the reference", best)]
+            body = f'<div class="two">{"".join(_ranking(t, c, videos) for t, c in tables if c)}</div>'
+        cards.append(f'<div class="card">{run_name(run, i)}{body}</div>')
+    return (
+        '<section id="prompts"><h2>Worst and best prompts</h2><p class="lead">By PSNR of the single video.</p>'
+        + "".join(cards)
+        + "</section>"
+    )
+
+
+def reproduce_section(runs: Sequence[RunData]) -> str:
+    """What differs between the rows, each row's command and config, and what they were made with."""
+    parts = ['<section id="reproduce"><h2>Differences and how to reproduce</h2>']
+    if len(runs) > 1:
+        table = differences([run.config for run in runs], NOT_CONFIG)
+        table |= differences([run.environment for run in runs], NOT_ENVIRONMENT)
+        parts.append("<h4>What differs between the rows</h4>")
+        parts.append(_grid(runs, table) if table else '<p class="small">Nothing that is recorded.</p>')
+    parts.append("<h4>Command and config of each row</h4>")
+    for i, run in enumerate(runs):
+        command = run.environment.get("command")
+        made = shlex.join(map(str, command)) if isinstance(command, list) else str(command or "")
+        first = f"<pre>{escape(made)}</pre>" if made else '<p class="small missing">The command was not recorded.</p>'
+        again = shlex.join(["fsf", "run", str(run.folder / "config.yaml")])
+        config = (
+            f"<pre>{escape(run.config_text)}</pre>" if run.config_text else '<p class="missing">No config.yaml.</p>'
+        )
+        parts.append(
+            f'<div class="card plain">{run_name(run, i)}<p class="small">Made by</p>{first}'
+            f'<p class="small">From its resolved config</p><pre>{escape(again)}</pre>'
+            f"<details><summary>config.yaml</summary>{config}</details></div>"
+        )
+    common = [flatten({k: v for k, v in run.environment.items() if k not in NOT_ENVIRONMENT}) for run in runs]
+    shared = {k: v for k, v in common[0].items() if all(tree.get(k) == v for tree in common)} if common else {}
+    if shared:
+        rows = "".join(f'<tr><th scope="row">{escape(k)}</th><td>{escape(v)}</td></tr>' for k, v in shared.items())
+        parts.append(
+            '<div class="card plain"><details><summary>Environment, the same for all rows</summary>'
+            f'<table class="facts-table"><tbody>{rows}</tbody></table></details></div>'
+        )
+    return "".join([*parts, "</section>"])
+
+
+def _points(runs: Sequence[RunData], x: Column, y: Column) -> list[Point]:
+    points = []
+    for i, run in enumerate(runs):
+        if x.key not in run.measures or y.key not in run.measures:
+            continue
+        values = []
+        for c in (x, y):
+            interval, scale = run.measures[c.key].interval, 100.0 if c.style == "percent" else 1.0
+            values.append((scale * interval.mean, scale * interval.low, scale * interval.high))
+        lines = [f"{run.mark} {run.label}"]
+        lines += [f"{title_of(c, runs)}: {with_spread(run.measures[c.key], c)}" for c in (x, y)]
+        lines.append(f"n = {run.measures[y.key].interval.n}")
+        points.append(Point(i, run.mark, "\n".join(lines), values[0], values[1]))
+    return points
+
+
+def _ranking(title: str, clips: Sequence[Clip], videos: Embedded) -> str:
+    rows = []
+    for clip in clips:
+        position = videos.position((clip.prompt, clip.seed))
+        button = "" if position is None else f'<button type="button" class="link" data-clip="{position}">show</button>'
+        rows.append(
+            f'<tr><td class="text">{escape(clip.prompt)} <small>seed {clip.seed}</small><br>'
+            f"<small>{escape(caption(clip))}</small></td><td>{button}</td></tr>"
+        )
+    return f"<div><h4>{title}</h4><table><tbody>{''.join(rows)}</tbody></table></div>"
+
+
+def _all_metrics(runs: Sequence[RunData]) -> str:
+    keys = list(dict.fromkeys(k for run in runs for k in run.measures))
+    if not keys:
+        return ""
+    heads = "".join(f'<th scope="col">{sign(i)}{run.mark} {escape(run.policy)}</th>' for i, run in enumerate(runs))
+    rows = []
+    for key in keys:
+        measure = next(run.measures[key] for run in runs if key in run.measures)
+        c = column(key, measure)
+        unit = unit_of(c, measure)
+        label = f"{title_of(c, runs)} {arrow(c, measure)}".strip()
+        below = f'<span class="unit">{escape(unit)}</span>' if unit else ""
+        cells = "".join(cell(run.measures.get(key), c) for run in runs)
+        rows.append(f'<tr><th scope="row">{escape(label)}{below}</th>{cells}</tr>')
+    return (
+        '<details class="plain"><summary>Everything that was measured</summary><div class="scroll"><table><thead><tr>'
+        f'<th scope="col">Measure</th>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div></details>'
+    )
+
+
+def _grid(runs: Sequence[RunData], table: dict[str, list[str]]) -> str:
+    heads = "".join(f'<th scope="col" class="text">{run.mark} {escape(run.policy)}</th>' for run in runs)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(key)}</th>{"".join(f"<td>{escape(value)}</td>" for value in values)}</tr>'
+        for key, values in table.items()
+    )
+    return (
+        '<div class="scroll"><table class="facts-table"><thead><tr><th scope="col">Key</th>'
+        f"{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _how(runs: Sequence[RunData]) -> str:
+    hows = list(dict.fromkeys(run.timing["how"] for run in runs if "how" in run.timing))
+    timed = f" Seconds: {'; '.join(hows)}." if hows else ""
+    return (
+        "Intervals: percentile bootstrap over videos; Wilson's for shares of videos. PSNR pools squared errors over videos "
+        "(a mean of decibels would be pulled up by near-identical videos). Reused counts decisions; FLOPs saved counts "
+        f"compute that was really not executed.{timed}"
+    )
+
+
+def _sample(clips: Sequence[Clip]) -> str:
+    if not clips:
+        return ""
+    prompts = len({clip.prompt for clip in clips})
+    each = len(clips) / prompts
+    plural = f"{len(clips)} video{'s' * (len(clips) > 1)}"
+    if prompts == len(clips):
+        return f"{plural}, each of another prompt" if prompts > 1 else plural
+    seeds = f"{each:.0f} seeds each" if each == int(each) else "several seeds each"
+    return f"{plural} of {prompts} prompt{'s' * (prompts > 1)} with {seeds}"
+
+
+def _device(run: RunData) -> str:
+    device = str(run.environment.get("device") or run.fact("model", "device") or run.fact("device") or "")
+    name = run.environment.get("gpu") or (run.environment.get("cpu") if device.startswith("cpu") else None)
+    return f"{device} ({name})" if device and name else device
+
+
+def _size(run: RunData) -> str:
+    width, height, frames = (run.fact("sampling", key) for key in ("width", "height", "num_frames"))
+    return f"{width} × {height} pixels, {frames} frames" if width and height and frames else ""
+
+
+def _revision(run: RunData) -> str:
+    git = run.environment.get("git")
+    if isinstance(git, dict) and git.get("revision"):
+        return str(git["revision"])[:10] + (" with changes" if git.get("dirty") else "")
+    return str(run.environment.get("git_revision") or "")[:10]

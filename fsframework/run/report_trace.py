@@ -1,0 +1,126 @@
+"""A run's trace over sites and steps: shares of decisions, and distance and threshold curves.
+
+Shape suffixes: S sites in execution order, T denoising steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas
+
+NOT_REUSED = ("recompute", "blend", "eliminated")
+"""Decisions that put no cached value in place."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Distance and threshold of one branch over the videos, NaN where nothing was measured."""
+
+    distance_ST: np.ndarray
+    low_ST: np.ndarray
+    """10th percentile over videos."""
+    high_ST: np.ndarray
+    """90th percentile over videos."""
+    count_ST: np.ndarray
+    """In how many videos the distance was measured."""
+    threshold_ST: np.ndarray
+
+
+@dataclass(frozen=True)
+class TraceGrid:
+    """What happened at each site and step; shares are over all videos and branches, NaN where a site was not visited."""
+
+    sites: list[str]
+    num_steps: int
+    num_videos: int
+    timesteps: list[float]
+    reuse_ST: np.ndarray
+    eliminated_ST: np.ndarray
+    forced_ST: np.ndarray
+    lag_ST: np.ndarray
+    """Mean lag of the reused values, in steps; NaN where nothing was reused."""
+    reuse_T: np.ndarray
+    """Share reused in each step, over the sites of the sort that the policy reuses at all."""
+    curves: dict[str, Curves]
+    """Per branch; empty if the policy measures no distance."""
+
+    @property
+    def labels(self) -> list[str]:
+        """Short names: s0 t0 s1 t1 ... and s0.mlp."""
+        return short_names(self.sites)
+
+
+def short_names(sites: list[str]) -> list[str]:
+    """`spatial.3` -> `s3`, `temporal.3.mlp` -> `t3.mlp`; full names where two kinds share a first letter."""
+    kinds = {site.split(".")[0] for site in sites if "." in site and not site.startswith("span.")}
+    if len({kind[0] for kind in kinds}) < len(kinds):
+        return list(sites)
+    out = []
+    for site in sites:
+        kind, dot, rest = site.partition(".")
+        out.append(kind[0] + rest if dot and kind != "span" else site)
+    return out
+
+
+def read_trace(path: Path) -> TraceGrid:
+    """Reduce a trace.parquet with the columns of `fsframework.core.trace.COLUMNS`. ValueError if it has no rows."""
+    import pandas as pd
+
+    frame = pd.read_parquet(path)
+    if frame.empty:
+        raise ValueError("it has no rows")
+    sites = list(dict.fromkeys(frame["site"]))
+    num_steps = int(frame["step"].max()) + 1
+    frame["reused"] = ~frame["decision"].isin(NOT_REUSED)
+    frame["gone"] = frame["decision"] == "eliminated"
+    frame["reuse_lag"] = frame["lag"].astype(float).where(frame["reused"])
+    frame["part"] = [_part(site) for site in frame["site"]]
+
+    def grid(column: str, rows: pandas.DataFrame, how: str = "mean") -> np.ndarray:
+        grouped = rows.groupby(["site", "step"], sort=False)[column]
+        series = {"low": grouped.quantile, "high": grouped.quantile}.get(how)
+        values = series({"low": 0.1, "high": 0.9}[how]) if series else getattr(grouped, how)()
+        table = values.unstack().reindex(index=sites, columns=range(num_steps))
+        return table.to_numpy(dtype=np.float64)
+
+    reusing = set(frame.loc[frame["decision"] != "recompute", "part"]) or {"block"}
+    asked = frame[frame["part"].isin(reusing)]
+    reuse_T = asked.groupby("step")["reused"].mean().reindex(range(num_steps)).to_numpy(dtype=np.float64)
+    curves = {}
+    for branch, rows in frame.groupby("branch", sort=True):
+        if rows["distance"].notna().any():
+            measured = rows[np.isfinite(rows["distance"])]
+            curves[str(branch)] = Curves(
+                distance_ST=grid("distance", measured),
+                low_ST=grid("distance", measured, "low"),
+                high_ST=grid("distance", measured, "high"),
+                count_ST=grid("distance", measured, "count"),
+                threshold_ST=grid("threshold", rows),
+            )
+    timesteps = frame.groupby("step")["timestep"].first().reindex(range(num_steps))
+    return TraceGrid(
+        sites=[str(site) for site in sites],
+        num_steps=num_steps,
+        num_videos=int(frame["video"].nunique()),
+        timesteps=[float(t) for t in timesteps],
+        reuse_ST=grid("reused", frame),
+        eliminated_ST=grid("gone", frame),
+        forced_ST=grid("forced", frame),
+        lag_ST=grid("reuse_lag", frame),
+        reuse_T=reuse_T,
+        curves=curves,
+    )
+
+
+def _part(site: str) -> str:
+    if site in ("model", "trunk"):
+        return site
+    if site.startswith("span."):
+        return "span"
+    return site.split(".")[2] if site.count(".") >= 2 else "block"
