@@ -115,8 +115,8 @@ class Foresight(ReusePolicy[ForesightState]):
             return
         n = len(state.column)
         distances, state.host_threshold = values[:n], values[n:]
-        # inf <= inf would be a reuse, and comparisons with NaN are false: say what is meant.
-        state.reusable = [math.isfinite(d) and d <= t for d, t in zip(distances, state.host_threshold)]
+        # inf <= inf must not mean reuse, nor may a warmup that overflowed (threshold inf) reuse everything.
+        state.reusable = [math.isfinite(d) and d <= t < math.inf for d, t in zip(distances, state.host_threshold)]
 
     def decide(self, state: ForesightState, call: Call, site: Site) -> Decision:
         """Reuse iff the block's last measured distance was at most its threshold."""

@@ -24,6 +24,7 @@ from fsframework.core.policy import ReusePolicy as ReusePolicy
 from fsframework.core.registry import ADAPTERS as ADAPTERS
 from fsframework.core.registry import POLICIES as POLICIES
 from fsframework.core.registry import Registry as Registry
+from fsframework.core.review import ReuseWarning as ReuseWarning
 from fsframework.core.site import Branch as Branch
 from fsframework.core.site import Kind as Kind
 from fsframework.core.site import Part as Part

@@ -175,11 +175,12 @@ class ReuseEngine:
             here = tuple(s for s in regions if s.start == index)
             key = BlockKey(block, index, site, index in asked, here, self._positions[index])
             self._keys.append(key)
-            self._put_in(block.module, wrap.BLOCK, active, key)
+            self._put_in(block.module, wrap.block_wrapper(block.module), active, key)
             for part_site in [s for s in self.sites if s.part.inside_block and s.start == index]:
                 name = block.facts.submodule(part_site.part)
                 assert name is not None
-                self._put_in(getattr(block.module, name), wrap.BLOCK, active, PartKey(key, part_site))
+                part = getattr(block.module, name)
+                self._put_in(part, wrap.block_wrapper(part), active, PartKey(key, part_site))
         scheduler = self._clock.open()
         if scheduler is not None:
             clock = wrap.shared_active(scheduler, "step")

@@ -53,7 +53,9 @@ class ModelCall:
             if history:
                 reuse = isinstance(decision, Reuse)
                 value = history[-1].value if isinstance(decision, Reuse) else decision.fn(history, record.step)
-                prediction = value[0] + self._latent if policy.storage == "residual" else value[0]
+                prediction = value[0]
+                if policy.storage == "residual":
+                    prediction = prediction + _padded(self._latent, prediction)
                 record.amend(self._row, REUSE if reuse else FORECAST, record.step.index - history[-1].step)
                 return self._not_run(prediction)
             record.force(self._row)
@@ -69,7 +71,8 @@ class ModelCall:
             )
         output = engine.run_model(record, 1.0, self._slot, self._model, self._args, self._kwargs)
         prediction = self._prediction(output)
-        record.end_visit(self._row, site, latent, (prediction,), keep=getattr(decision, "keep", True))
+        entered = (_padded(self._latent, prediction),) if policy.storage == "residual" else latent
+        record.end_visit(self._row, site, entered, (prediction,), keep=getattr(decision, "keep", True))
         engine.predictions[record.branch] = prediction
         return output
 
@@ -125,3 +128,12 @@ class ModelCall:
         if kind is tuple or self._arguments.get("return_dict") is False:
             return (prediction,)
         return kind(prediction)
+
+
+def _padded(latent: Tensor, prediction: Tensor) -> Tensor:
+    """The latent with zeros for the prediction's extra channels (a learned variance that pipelines drop)."""
+    if latent.shape == prediction.shape:
+        return latent
+    out = torch.zeros_like(prediction)
+    out[tuple(slice(0, size) for size in latent.shape)] = latent
+    return out

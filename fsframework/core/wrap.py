@@ -67,6 +67,15 @@ def _block_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return slot.call(module, args, kwargs)
 
 
+def _compiled_block(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    slot: Slot = module.__dict__[_SLOT]["_compiled_call_impl"]
+    for engine in slot.active.get():
+        forward = engine.forward_record
+        if forward is not None:
+            return forward.visit(slot, module, args, kwargs)
+    return slot.call(module, args, kwargs)
+
+
 def _model_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     slot: Slot = module.__dict__[_SLOT]["forward"]
     for engine in slot.active.get():
@@ -104,14 +113,23 @@ def _scheduler_step(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
     return result
 
 
-BLOCK, MODEL, CONTEXT, SET_TIMESTEPS, STEP = (
+BLOCK, COMPILED_BLOCK, MODEL, CONTEXT, SET_TIMESTEPS, STEP = (
     ("forward", _block_forward),
+    ("_compiled_call_impl", _compiled_block),
     ("forward", _model_forward),
     ("cache_context", _cache_context),
     ("set_timesteps", _set_timesteps),
     ("step", _scheduler_step),
 )
 """What can be wrapped: the method's name and its replacement."""
+
+
+def block_wrapper(module: nn.Module) -> tuple[str, Callable[..., Any]]:
+    """How to wrap a block: its forward, or if it was compiled (`block.compile()`) the compiled call.
+
+    So the decision stays outside the graph, which is compiled once for all blocks and never because of us.
+    """
+    return BLOCK if module.__dict__.get("_compiled_call_impl") is None else COMPILED_BLOCK
 
 
 def install(owner: Any, what: tuple[str, Callable[..., Any]], active: Active, key: Any = None) -> Slot:
@@ -161,7 +179,7 @@ def uninstall(owner: Any, method: str) -> None:
             owner.__dict__.pop(_SLOT, None)
 
 
-_OURS = (_block_forward, _model_forward, _cache_context, _set_timesteps, _scheduler_step)
+_OURS = (_block_forward, _compiled_block, _model_forward, _cache_context, _set_timesteps, _scheduler_step)
 
 
 def shared_active(owner: Any, method: str) -> Active:

@@ -1,0 +1,24 @@
+import pytest
+from toys import Loop, tiny_transformer
+
+import fsframework.models  # noqa: F401  fills the registry
+import fsframework.policies  # noqa: F401
+from fsframework.core import ADAPTERS, POLICIES
+
+
+@pytest.fixture(params=list(ADAPTERS), scope="module")
+def adapter(request):
+    """Every registered adapter."""
+    return ADAPTERS[request.param]()
+
+
+@pytest.fixture(params=[name for name, cls in POLICIES.items() if cls.__module__.startswith("fsframework.")])
+def policy(request):
+    """Every registered policy with its default hyper-parameters."""
+    return POLICIES[request.param]()
+
+
+@pytest.fixture
+def loop(adapter):
+    """A guided DDIM loop over a random transformer of the family."""
+    return Loop(adapter, tiny_transformer(adapter))

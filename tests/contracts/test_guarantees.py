@@ -1,0 +1,409 @@
+"""What the engine guarantees, for every registered policy on every registered family (random weights)."""
+
+import copy
+import threading
+from dataclasses import dataclass
+
+import pytest
+import torch
+from toys import Loop, count_host_reads, tiny_transformer
+
+from fsframework.core import Part, Recompute, Reuse, ReuseEngine, ReusePolicy
+from fsframework.core.review import ReuseWarning
+
+pytestmark = pytest.mark.filterwarnings("ignore::fsframework.core.review.ReuseWarning")
+
+
+@dataclass(frozen=True)
+class Never(ReusePolicy):
+    """Asks about every part there is, stores everything, reuses nothing."""
+
+    parts = frozenset(Part)
+    storage: str = "output"
+
+    def decide(self, state, call, site):
+        return Recompute()
+
+    def spans(self, num_blocks):
+        return ((0, num_blocks), (1, num_blocks))
+
+
+@dataclass(frozen=True)
+class EverySecond(ReusePolicy):
+    """Reuses every block in odd steps."""
+
+    storage: str = "output"
+
+    def decide(self, state, call, site):
+        return Reuse() if call.step.index % 2 else Recompute()
+
+
+def session(loop, policy, **options):
+    return ReuseEngine(loop.adapter.bind(loop.model), policy, scheduler=lambda: loop.scheduler, **options)
+
+
+@pytest.mark.parametrize("storage", ["output", "residual"])
+def test_recomputing_everything_is_bit_identical_before_during_and_after(loop, storage):
+    before = loop()
+    with session(loop, Never(storage=storage)) as s:
+        during = loop()
+    assert torch.equal(before, during)
+    assert torch.equal(before, loop())
+    assert all(d == "recompute" for d in s.trace.column("decision"))
+
+
+def test_full_compute_dispatches_not_one_operation_more_than_the_bare_model(loop):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from fsframework.policies import FullCompute
+
+    class Count(TorchDispatchMode):
+        n = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            Count.n += 1
+            return func(*args, **(kwargs or {}))
+
+    def count():
+        Count.n = 0
+        with Count():
+            loop(num_steps=3)
+        return Count.n
+
+    bare = count()
+    with session(loop, FullCompute()):
+        # One empty tensor on the meta device per argument of the first forward, for the FLOP count.
+        assert count() - bare <= 8
+
+
+def test_nothing_of_the_session_is_left_on_the_model(loop):
+    def attributes():
+        modules = {name: sorted(module.__dict__) for name, module in loop.model.named_modules()}
+        return modules, sorted(loop.scheduler.__dict__), list(loop.model.state_dict())
+
+    loop()
+    before = attributes()
+    with session(loop, Never()) as s:
+        loop()
+        assert s.trace.step
+    assert attributes() == before
+
+
+def test_an_exception_inside_the_call_restores_the_model_and_does_not_spoil_the_next_video(loop, policy):
+    bare = loop()
+    with session(loop, policy):
+        expected = loop()
+    s = session(loop, policy)
+    with s:
+        blow_up = loop.model.register_forward_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            loop()
+        blow_up.remove()
+        assert torch.equal(loop(), expected)
+    assert torch.equal(loop(), bare)
+    with pytest.raises(RuntimeError, match="boom"), session(loop, policy):
+        raise RuntimeError("boom")
+    assert torch.equal(loop(), bare)
+
+
+def test_two_prompts_in_one_session_equal_each_alone(loop, policy):
+    alone = []
+    for seed in (0, 1):
+        with session(loop, policy):
+            alone.append(loop(seed=seed))
+    with session(loop, policy) as s:
+        together = [loop(seed=seed) for seed in (0, 1)]
+    assert torch.equal(together[0], alone[0])
+    assert torch.equal(together[1], alone[1])
+    assert s.trace.video == 1
+
+
+def test_two_models_of_one_class_do_not_touch_each_other(loop, policy):
+    other = Loop(loop.adapter, tiny_transformer(loop.adapter, seed=5))
+    bare, other_bare = loop(), other()
+    with session(loop, policy):
+        with_policy = loop()
+        assert torch.equal(other(), other_bare)
+        with session(other, EverySecond()) as s2:
+            other()
+            assert torch.equal(loop(), with_policy)
+        assert s2.trace.decisions(s2.sites[0]) == "CRCRCRCR"
+    assert torch.equal(loop(), bare)
+
+
+def test_two_pipelines_that_share_one_scheduler_object(loop, policy):
+    other = Loop(loop.adapter, tiny_transformer(loop.adapter, seed=5), scheduler=loop.scheduler)
+    with session(loop, policy):
+        expected = loop()
+    with session(loop, policy):
+        other()
+        assert torch.equal(loop(), expected)
+
+
+def test_steps_batch_and_seed_may_change_between_calls_without_a_reset(loop, policy):
+    settings = [dict(num_steps=8), dict(num_steps=5), dict(num_steps=8, batch=2), dict(num_steps=6, seed=3)]
+    alone = []
+    for setting in settings:
+        with session(loop, policy):
+            alone.append(loop(**setting))
+    with session(loop, policy):
+        for setting, expected in zip(settings, alone):
+            assert torch.equal(loop(**setting), expected)
+
+
+@pytest.mark.parametrize("storage", ["output", "residual"])
+def test_sequential_guidance_gives_the_decisions_and_results_of_batched_guidance(loop, storage):
+    with session(loop, EverySecond(storage=storage)) as batched:
+        together = loop()
+    with session(loop, EverySecond(storage=storage)) as sequential:
+        apart = loop(session=sequential, sequential=True)
+    assert torch.allclose(together, apart, rtol=1e-4, atol=1e-4 * together.abs().max().item())
+    site = batched.sites[-1]
+    assert sequential.trace.decisions(site, "cond") == batched.trace.decisions(site) == "CRCRCRCR"
+    assert sequential.trace.decisions(site, "uncond") == "CRCRCRCR"
+
+
+def test_unnamed_sequential_guidance_is_an_error_that_says_how_to_name_the_branches(loop):
+    with session(loop, EverySecond()), pytest.raises(RuntimeError, match=r'session.branch\("cond"\)'):
+        inputs = loop.adapter.example_inputs(loop.model, 1, torch.Generator().manual_seed(0))
+        loop.scheduler.set_timesteps(3)
+        for _ in range(2):
+            loop._call(inputs[loop.adapter.latent_input], loop.scheduler.timesteps[0], {
+                k: v for k, v in inputs.items() if k != loop.adapter.latent_input
+            })  # fmt: skip
+
+
+def test_each_site_is_visited_once_per_step_in_the_models_own_order(loop):
+    with session(loop, Never()) as s:
+        loop(num_steps=2)
+    order = [site.name for site in s.sites]
+    rows = [(step, site) for step, site in zip(s.trace.column("step"), s.trace.column("site"))]
+    visited = [site for step, site in rows if step == 1]
+    assert sorted(visited) == sorted(order)
+    blocks = [name for name in visited if name.count(".") == 1 and not name.startswith("span")]
+    assert blocks == [site.name for site in s.sites if site.part is Part.BLOCK]
+    if loop.adapter.interleaved:
+        assert blocks[:4] == ["spatial.0", "temporal.0", "spatial.1", "temporal.1"]
+
+
+def test_observe_sees_fresh_values_before_the_cache_changes_and_only_after_real_runs(loop):
+    seen = []
+
+    class Watch(EverySecond):
+        def observe(self, state, call, site, fresh, cached):
+            seen.append((call.step.index, site, None if cached is None else cached.step))
+
+    with session(loop, Watch()) as s:
+        loop(num_steps=6)
+    first = s.sites[0]
+    assert [(step, cached) for step, site, cached in seen if site == first] == [(0, None), (2, 0), (4, 2)]
+
+
+@pytest.mark.parametrize("storage", ["output", "residual"])
+def test_an_output_reused_in_every_block_is_the_last_blocks_output(loop, storage):
+    """With output storage reuse of every block is the same as a jump to the end; with residuals it is not."""
+    from fsframework.policies import StaticReuse
+
+    class PerBlock(EverySecond):
+        def decide(self, state, call, site):
+            return Reuse() if call.step.index >= 1 and (call.step.index - 1) % 2 == 0 else Recompute()
+
+    with session(loop, StaticReuse(interval=2, warmup=1)) as jump:
+        jumped = loop()
+    with session(loop, PerBlock(storage=storage)) as each:
+        per_block = loop()
+    assert jump.trace.column("decision") == each.trace.column("decision")
+    assert torch.equal(jumped, per_block) == (storage == "output")
+    assert jump.cache.peak_bytes * len(jump.sites) == each.cache.peak_bytes
+
+
+def test_a_trunk_is_restored_in_the_layout_of_its_last_block(loop):
+    """Latte permutes between blocks and adds a position embedding after the first: a residual must survive both."""
+
+    @dataclass(frozen=True)
+    class Trunk(ReusePolicy):
+        parts = frozenset({Part.TRUNK})
+        storage: str = "residual"
+
+        def decide(self, state, call, site):
+            return Reuse() if call.step.index == 1 else Recompute()
+
+    inputs = loop.adapter.example_inputs(loop.model, 2, torch.Generator().manual_seed(0))
+    latent = inputs.pop(loop.adapter.latent_input)
+    with torch.no_grad():
+        for storage in ("output", "residual"):
+            with ReuseEngine(loop.adapter.bind(loop.model), Trunk(storage), timesteps=[500, 400]) as s:
+                outs = []
+                for index in (0, 1):
+                    s.step(index)  # the same input twice: old output = new input + old residual
+                    out = loop.model(latent, timestep=torch.tensor([500, 500]), return_dict=False, **inputs)[0]
+                    outs.append(out)
+            assert torch.allclose(outs[0], outs[1], rtol=1e-4, atol=1e-4 * outs[0].abs().max().item())
+            assert s.trace.decisions("trunk") == "CR"
+            assert set(s.trace.column("decision")[-len(s._keys) :]) == {"reuse"}
+
+
+def test_nothing_the_cache_holds_is_written_to_by_the_model(loop, policy):
+    with session(loop, EverySecond()):
+        loop()  # cache.check raises at a reuse if a captured tensor changed
+
+
+def test_host_reads_per_step_are_what_the_policy_declares(loop, policy):
+    def reads(run):
+        with count_host_reads() as found:
+            run()
+        return len(found)
+
+    num_steps = 10
+    bare = reads(lambda: loop(num_steps=num_steps))
+    with session(loop, policy) as s:
+        loop(num_steps=num_steps)  # warm: the first call may import things
+        in_session = reads(lambda: loop(num_steps=num_steps))
+        own_count = s.meter.num_reads
+    start_of_video = 1  # the scheduler's timesteps, once
+    extra = in_session - bare - start_of_video
+    assert extra == own_count
+    assert extra <= policy.host_reads_per_step * num_steps
+
+
+def test_a_declared_schedule_is_the_one_in_the_trace(loop, policy):
+    with session(loop, policy) as s:
+        loop(num_steps=12)
+    run = s._last.runs["joint"]
+    schedule = policy.schedule(run)
+    if schedule is None:
+        assert policy.host_reads_per_step > 0
+        return
+    by_step = [all(d == "recompute" for s_, d in zip(s.trace.step, s.trace.column("decision")) if s_ == i) for i in range(12)]
+    assert by_step == schedule
+
+
+def test_declared_memory_is_what_the_cache_held(loop, policy):
+    with session(loop, policy) as s:
+        loop(num_steps=10)
+    with session(loop, EverySecond()) as one_each:
+        loop(num_steps=10)
+    per_site = one_each.cache.peak_bytes / len(one_each.sites)
+    assert s.cache.peak_bytes == policy.num_cached(s._last.runs["joint"]) * per_site
+
+
+def test_gradients_bypass_the_policy_with_a_warning(loop):
+    inputs = loop.adapter.example_inputs(loop.model, 2, torch.Generator().manual_seed(0))
+    latent = inputs.pop(loop.adapter.latent_input).requires_grad_()
+    with session(loop, EverySecond()), pytest.warns(ReuseWarning, match="gradients are enabled"):
+        loop.scheduler.set_timesteps(2)
+        for _ in range(2):
+            out = loop.model(latent, timestep=torch.tensor([5, 5]), return_dict=False, **inputs)[0]
+        out.sum().backward()
+    assert latent.grad.abs().sum() > 0
+
+
+def test_a_copy_made_inside_a_session_is_free_and_runs_its_own_weights(loop):
+    with session(loop, EverySecond()) as s:
+        twin = copy.deepcopy(loop.model)
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.mul_(0.5)
+        other = Loop(loop.adapter, twin)
+        assert not torch.equal(other(), loop())
+        assert s.trace.decisions(s.sites[0]) == "CRCRCRCR"
+        copied = other()
+    halved = tiny_transformer(loop.adapter)
+    with torch.no_grad():
+        for parameter in halved.parameters():
+            parameter.mul_(0.5)
+    assert torch.equal(copied, Loop(loop.adapter, halved)())
+
+
+def test_weights_saved_inside_a_session_are_the_models_own(loop, tmp_path):
+    bare = loop()
+    with session(loop, EverySecond()):
+        keys = list(loop.model.state_dict())
+        loop.model.save_pretrained(tmp_path)
+    assert keys == list(loop.model.state_dict())
+    reloaded = type(loop.model).from_pretrained(tmp_path)
+    assert torch.equal(Loop(loop.adapter, reloaded)(), bare)
+
+
+def test_lora_may_be_added_inside_a_session(loop):
+    peft = pytest.importorskip("peft")
+    model = tiny_transformer(loop.adapter)
+    own = Loop(loop.adapter, model)
+    with session(own, Never()):
+        before = own()
+        config = peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+        peft.inject_adapter_in_model(config, model)
+        after = own()
+    assert not torch.equal(before, after)
+    assert torch.equal(after, own())
+
+
+@pytest.mark.parametrize("offload_first", [True, False])
+def test_group_offloading_before_or_after_attaching(loop, offload_first, tmp_path):
+    from diffusers.hooks import apply_group_offloading
+
+    own = Loop(loop.adapter, tiny_transformer(loop.adapter))
+    bare = own()
+    with session(own, EverySecond()):
+        expected = own()
+
+    def offload():
+        apply_group_offloading(
+            own.model, torch.device("cpu"), torch.device("cpu"), "block_level", num_blocks_per_group=1,
+            offload_to_disk_path=str(tmp_path),
+        )  # fmt: skip
+
+    if offload_first:
+        offload()
+    with session(own, EverySecond()) as s:
+        if not offload_first:
+            offload()
+        assert torch.equal(own(), expected)
+    assert s.trace.decisions(s.sites[0]) == "CRCRCRCR"
+    assert torch.equal(own(), bare)
+
+
+def test_wrappers_that_were_lost_are_an_error_not_a_silent_full_compute(loop):
+    with session(loop, EverySecond()):
+        for block in (b.module for b in loop.adapter.bind(loop.model).blocks):
+            block.__dict__.pop("forward")
+        with pytest.raises(RuntimeError, match="wrappers are no longer in place"):
+            loop()
+
+
+def test_threads_that_share_a_model_have_their_own_sessions(loop):
+    schedulers = [copy.deepcopy(loop.scheduler) for _ in range(3)]
+    loops = [Loop(loop.adapter, loop.model, scheduler=s) for s in schedulers]
+    expected = []
+    for i, own in enumerate(loops):
+        with session(own, EverySecond()):
+            expected.append(own(seed=i))
+    results, traces = {}, {}
+
+    def work(i):
+        with session(loops[i], EverySecond()) as s:
+            results[i] = loops[i](seed=i)
+            traces[i] = s.trace.decisions(s.sites[0])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(3):
+        assert torch.equal(results[i], expected[i])
+        assert traces[i] == "CRCRCRCR"
+
+
+def test_half_precision(loop):
+    own = Loop(loop.adapter, tiny_transformer(loop.adapter).to(torch.bfloat16))
+    call = own._call
+    own._call = lambda latent, t, inputs: call(
+        latent.bfloat16(), t, {k: v.bfloat16() for k, v in inputs.items()}
+    ).float()
+    bare = own()
+    with session(own, Never()):
+        assert torch.equal(own(), bare)
+    with session(own, EverySecond()) as s:
+        own()
+    assert s.cache.peak_bytes > 0

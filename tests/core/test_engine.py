@@ -1,0 +1,197 @@
+import pytest
+import torch
+from toys import ScriptedDiT, SmoothDiT, ToyAdapter, run_scripted, toy_session
+
+from fsframework.core import BlockList, Kind, Part, ReuseEngine, ReusePolicy, ReuseWarning
+from fsframework.policies import Foresight, FullCompute, StaticReuse
+
+X = torch.zeros(1, 4, 2)
+
+
+def t(value):
+    return torch.tensor([float(value)])
+
+
+def test_a_loop_of_ones_own_is_timed_by_the_timestep_argument():
+    model = ScriptedDiT(1, lambda b, t: t)
+    with torch.no_grad(), ReuseEngine(ToyAdapter().bind(model), StaticReuse(warmup=1), timesteps=[900, 600, 300]) as s:
+        out = [float(model(X, t(v))[0].mean()) for v in (900, 600, 300)]
+    assert out == [900, 900, 300]
+    assert s.trace.column("timestep") == [900, 600, 300]
+
+
+def test_going_back_to_the_first_timestep_begins_a_new_video():
+    model = ScriptedDiT(1, lambda b, t: t)
+    with torch.no_grad(), toy_session(model, StaticReuse(warmup=1), 2) as session:
+        for _ in range(3):
+            for step in range(2):
+                model(X, t(step))
+        assert session.trace.video == 2
+        assert session.trace.decisions("joint.0") == "CR"
+
+
+def test_a_timestep_that_is_none_of_the_sessions_is_an_error():
+    model = ScriptedDiT(1, lambda b, t: t)
+    bound = ToyAdapter().bind(model)
+    with (
+        torch.no_grad(),
+        ReuseEngine(bound, FullCompute(), timesteps=[900, 600, 300]),
+        pytest.raises(ValueError, match=r"timestep 450, which is none of the 3 .*nearest: 600"),
+    ):
+        model(X, t(450))
+
+
+def test_the_step_may_be_told():
+    model = ScriptedDiT(1, lambda b, t: t)
+    with torch.no_grad(), toy_session(model, StaticReuse(warmup=1), 2) as session:
+        session.step(0)
+        model(X, t(77))
+        session.step(1)
+        assert float(model(X, t(88))[0].mean()) == 77
+        with pytest.raises(ValueError, match="step 2 is outside the 2 timesteps"):
+            session.step(2)
+
+
+@pytest.mark.parametrize("given", [{}, {"scheduler": object(), "timesteps": [1]}])
+def test_a_session_needs_one_source_of_time(given):
+    with pytest.raises(ValueError, match="either the sampler's scheduler or the timesteps"):
+        ReuseEngine(ToyAdapter().bind(SmoothDiT()), FullCompute(), **given)
+
+
+def test_a_class_instead_of_a_policy_is_an_error_that_shows_an_object():
+    with pytest.raises(TypeError, match=r"such as Foresight\(gamma=0.5\)"):
+        toy_session(SmoothDiT(), Foresight, 2)
+
+
+def test_sessions_on_one_model_do_not_nest():
+    model = SmoothDiT()
+    with toy_session(model, FullCompute(), 2) as outer, pytest.raises(ValueError, match="already in a reuse session"):
+        toy_session(model, FullCompute(), 2).__enter__()
+    assert outer.bound.transformer is model
+    assert "forward" not in model.__dict__
+
+
+def test_a_session_that_saw_no_forward_warns():
+    with pytest.warns(ReuseWarning, match="without seeing a single forward"), toy_session(SmoothDiT(), FullCompute(), 2):
+        pass
+
+
+def test_a_trace_before_the_first_video_is_an_error():
+    with pytest.warns(ReuseWarning), toy_session(SmoothDiT(), FullCompute(), 2) as session:
+        with pytest.raises(RuntimeError, match="no video was generated"):
+            session.summary()
+
+
+def test_a_model_compiled_as_a_whole_is_refused():
+    model = SmoothDiT()
+    model.compile(backend="eager")
+    with pytest.raises(ValueError, match="compiled as a whole"):
+        toy_session(model, FullCompute(), 2).__enter__()
+
+
+def test_compiled_blocks_are_reused_and_their_graph_is_not_built_anew():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def run(model):
+        return [model(x * (1 + 0.1 * step), t(step))[0] for step in range(6)]
+
+    x = torch.randn(1, 6, 8)
+    torch._dynamo.reset()
+    compiled, plain = SmoothDiT(num_blocks=2), SmoothDiT(num_blocks=2)
+    for block in compiled.transformer_blocks:
+        block.compile(backend=backend)
+    with torch.no_grad():
+        run(compiled)
+        before = len(graphs)
+        with toy_session(plain, StaticReuse(warmup=1), 6):
+            expected = run(plain)
+        with toy_session(compiled, StaticReuse(warmup=1), 6) as session:
+            out = run(compiled)
+    assert session.trace.decisions("joint.0") == "CRCRCR"
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(out, expected))
+    assert before > 0
+    assert len(graphs) == before
+    assert "_fsf_slot" not in compiled.transformer_blocks[0].__dict__
+
+
+def test_attach_and_detach_do_what_the_with_block_does():
+    model = ScriptedDiT(1, lambda b, t: t)
+    session = toy_session(model, StaticReuse(warmup=1), 2).attach()
+    with torch.no_grad():
+        assert [float(model(X, t(s))[0].mean()) for s in (0, 1)] == [0, 0]
+        session.detach()
+        assert float(model(X, t(1))[0].mean()) == 1
+
+
+class Spans(ReusePolicy):
+    parts = frozenset({Part.SPAN})
+
+    def decide(self, state, call, site):
+        raise AssertionError
+
+    def spans(self, num_blocks):
+        return ((2, 9),)
+
+
+class NoCross(Spans):
+    parts = frozenset({Part.CROSS_ATTENTION})
+
+
+def test_sites_the_model_does_not_have_are_an_error():
+    with pytest.raises(ValueError, match=r"asks about blocks 2\.\.9, but SmoothDiT has 4 blocks"):
+        toy_session(SmoothDiT(), Spans(), 2)
+    with pytest.raises(ValueError, match="asks about cross_attention, and ToyAdapter found no such site in SmoothDiT"):
+        toy_session(SmoothDiT(), NoCross(), 2)
+
+
+class Wrong(ToyAdapter):
+    blocks = (
+        BlockList("transformer_block", Kind.JOINT),
+        BlockList("transformer_blocks", Kind.JOINT, streams=("hidden",), returns=("hidden",), attention="attn", mlp=None),
+    )
+    timestep_input = "time"
+
+
+def test_wrong_facts_fail_all_at_once_by_name():
+    with pytest.raises(ValueError, match="Wrong does not fit SmoothDiT") as error:
+        Wrong().bind(SmoothDiT())
+    message = str(error.value)
+    for part in (
+        "no block list 'transformer_block'. Did you mean 'transformer_blocks'?",
+        "Gated.forward has no argument 'hidden'",
+        "no sub-module 'attn' in Gated. Did you mean 'attn1'?",
+        "the forward has no argument 'time'",
+    ):
+        assert part in message
+
+
+def test_host_seconds_are_measured_only_on_request():
+    session, _, _ = run_scripted(FullCompute(), lambda b, t: t, 2, num_blocks=2, timing=True)
+    assert all(seconds > 0 for seconds in session.trace.column("seconds"))
+    session, _, _ = run_scripted(FullCompute(), lambda b, t: t, 2)
+    assert all(seconds != seconds for seconds in session.trace.column("seconds"))
+
+
+def test_without_a_trace_the_counters_remain():
+    session, _, out = run_scripted(StaticReuse(warmup=1), lambda b, t: t, 4, record=False)
+    assert out == [0, 0, 2, 2]
+    assert len(session.trace) == 0
+    assert session.cache.peak_bytes > 0
+
+
+def test_flops_of_a_block_are_counted_from_shapes():
+    model = SmoothDiT(num_blocks=3)
+    x = torch.randn(2, 6, 8)
+    with torch.no_grad(), toy_session(model, StaticReuse(warmup=1), 2) as session:
+        for step in range(2):
+            model(x, torch.full((2,), float(step)))
+    linear = 2 * (2 * 6) * 8 * 8  # multiply-adds count twice: 12 tokens through one 8x8 matrix
+    assert session.trace.column("flops") == [2 * linear] * 3 + [0.0] * 3
+    summary = session.summary()
+    assert summary["flops_full"] == 2 * 3 * 2 * linear
+    assert summary["flops_speedup"] == 2.0
+    assert summary["reuse_fraction"] == 0.5

@@ -1,0 +1,48 @@
+import pytest
+from toys import letters, run_scripted
+
+from fsframework.policies import StaticReuse
+
+
+def test_every_second_step_is_reused_after_the_warmup():
+    session, model, out = run_scripted(StaticReuse(interval=2, warmup=3), lambda b, t: 100 * b + t, 8, num_blocks=2)
+    assert letters(session) == {"joint.0": "CCCRCRCR", "joint.1": "CCCRCRCR"}
+    assert out == [100, 101, 102, 102, 104, 104, 106, 106]
+    assert [block.num_runs for block in model.transformer_blocks] == [5, 5]
+
+
+def test_the_default_warmup_is_fifteen_percent():
+    session, _, _ = run_scripted(StaticReuse(interval=3), lambda b, t: t, 20)
+    assert session.trace.decisions("joint.0") == "CCCRRCRRCRRCRRCRRCRR"
+
+
+def test_a_range_leaves_the_blocks_outside_it_alone():
+    session, _, out = run_scripted(
+        StaticReuse(warmup=1, first_block=1, last_block=2), lambda b, t: 100 * b + t, 4, num_blocks=4
+    )
+    assert letters(session) == {"joint.0": "CCCC", "joint.1": "CRCR", "joint.2": "CRCR", "joint.3": "CCCC"}
+    assert out == [300, 301, 302, 303]
+
+
+def test_a_phase_puts_the_recompute_first():
+    session, _, _ = run_scripted(StaticReuse(warmup=2, phase=1), lambda b, t: t, 7)
+    assert session.trace.decisions("joint.0") == "CCCRCRC"
+
+
+def test_one_hidden_state_is_cached_whatever_the_number_of_blocks():
+    session, _, _ = run_scripted(StaticReuse(warmup=1), lambda b, t: t, 4, num_blocks=6)
+    assert session.cache.peak_bytes == 4 * 2 * 4  # [1, 4, 2] float32
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (StaticReuse(interval=0), "interval=0 must be at least 1"),
+        (StaticReuse(warmup=9), "warmup of 9 steps .* longer than the run of 8"),
+        (StaticReuse(first_block=2, last_block=7), r"blocks 2\.\.7 are not a range of this model's 4 blocks"),
+        (StaticReuse(first_block=3, last_block=1), r"blocks 3\.\.1"),
+    ],
+)
+def test_what_does_not_fit_the_run_is_an_error(policy, message):
+    with pytest.raises(ValueError, match=message):
+        run_scripted(policy, lambda b, t: t, 8, num_blocks=4)
