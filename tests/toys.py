@@ -148,7 +148,12 @@ class Loop:
     guidance: float = 3.0
 
     def __call__(
-        self, num_steps: int = 8, seed: int = 0, batch: int = 1, session: ReuseEngine | None = None, sequential: bool = False
+        self,
+        num_steps: int = 8,
+        seed: int = 0,
+        batch: int = 1,
+        session: ReuseEngine | None = None,
+        sequential: bool = False,
     ) -> Tensor:
         """The final latent of one prompt batch. `sequential`: one forward per guidance branch."""
         inputs = self.adapter.example_inputs(self.model, 2 * batch, torch.Generator().manual_seed(seed))
@@ -174,7 +179,11 @@ class Loop:
 
     @torch.no_grad()
     def _call(self, latent: Tensor, t: Tensor, inputs: dict[str, Any]) -> Tensor:
-        arguments = {self.adapter.latent_input: latent, self.adapter.timestep_input: t.expand(latent.shape[0]), **inputs}
+        arguments = {
+            self.adapter.latent_input: latent,
+            self.adapter.timestep_input: t.expand(latent.shape[0]),
+            **inputs,
+        }
         output: Tensor = self.model(**arguments, return_dict=False)[0]
         return output
 

@@ -145,7 +145,7 @@ def install(owner: Any, what: tuple[str, Callable[..., Any]], active: Active, ke
             object.__setattr__(owner, _SLOT, slots)
         current = owner.__dict__.get(method)
         slot = slots.get(method)
-        bare = current is None or getattr(current, "__func__", None) is getattr(type(owner), method)
+        bare = current is None or getattr(current, "__func__", current) is getattr(type(owner), method)
         if slot is not None and not bare:  # ours, alone or under a hook that was put on top of it
             slot.users += 1
             if slot.users == 1:

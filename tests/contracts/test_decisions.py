@@ -214,7 +214,9 @@ def test_after_the_gate_the_old_gate_stays_with_the_old_value():
 
 
 def test_the_whole_model_can_be_reused_and_forecast():
-    plan = Plan({2: Reuse(), 3: Forecast(lambda history, step: (history[-1].value[0] + 5,))}, parts=frozenset({Part.MODEL}))
+    plan = Plan(
+        {2: Reuse(), 3: Forecast(lambda history, step: (history[-1].value[0] + 5,))}, parts=frozenset({Part.MODEL})
+    )
     session, model, out = run_scripted(plan, lambda b, t: t, num_steps=5)
     assert out == [0, 1, 1, 6, 4]
     assert session.trace.decisions("model") == "CCRFC"

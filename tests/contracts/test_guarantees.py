@@ -274,7 +274,9 @@ def test_a_declared_schedule_is_the_one_in_the_trace(loop, policy):
     if schedule is None:
         assert policy.host_reads_per_step > 0
         return
-    by_step = [all(d == "recompute" for s_, d in zip(s.trace.step, s.trace.column("decision")) if s_ == i) for i in range(12)]
+    by_step = [
+        all(d == "recompute" for s_, d in zip(s.trace.step, s.trace.column("decision")) if s_ == i) for i in range(12)
+    ]
     assert by_step == schedule
 
 

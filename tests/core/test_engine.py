@@ -72,7 +72,10 @@ def test_sessions_on_one_model_do_not_nest():
 
 
 def test_a_session_that_saw_no_forward_warns():
-    with pytest.warns(ReuseWarning, match="without seeing a single forward"), toy_session(SmoothDiT(), FullCompute(), 2):
+    with (
+        pytest.warns(ReuseWarning, match="without seeing a single forward"),
+        toy_session(SmoothDiT(), FullCompute(), 2),
+    ):
         pass
 
 
@@ -151,7 +154,9 @@ def test_sites_the_model_does_not_have_are_an_error():
 class Wrong(ToyAdapter):
     blocks = (
         BlockList("transformer_block", Kind.JOINT),
-        BlockList("transformer_blocks", Kind.JOINT, streams=("hidden",), returns=("hidden",), attention="attn", mlp=None),
+        BlockList(
+            "transformer_blocks", Kind.JOINT, streams=("hidden",), returns=("hidden",), attention="attn", mlp=None
+        ),
     )
     timestep_input = "time"
 

@@ -7,7 +7,9 @@ def test_an_unknown_name_gets_the_nearest_one_and_the_list():
     registry = Registry("policy")
     registry.register("foresight")(int)
     registry.register("static")(str)
-    with pytest.raises(ValueError, match=r"unknown policy 'foresigth'. Did you mean 'foresight'\? Known: foresight, static"):
+    with pytest.raises(
+        ValueError, match=r"unknown policy 'foresigth'. Did you mean 'foresight'\? Known: foresight, static"
+    ):
         registry["foresigth"]
 
 

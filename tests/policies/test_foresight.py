@@ -11,9 +11,7 @@ from fsframework.policies import Foresight
 
 
 def test_a_block_whose_output_stops_changing_is_reused_after_warmup():
-    session, _, _ = run_scripted(
-        Foresight(gamma=0.5, warmup=4, recompute_every=2), lambda b, t: min(t, 3), num_steps=8
-    )
+    session, _, _ = run_scripted(Foresight(gamma=0.5, warmup=4, recompute_every=2), lambda b, t: min(t, 3), num_steps=8)
     # delta at step 3 is 1 against 0.5 * 1.11, so step 4 recomputes and measures 0; 5 recomputes in its turn.
     assert session.trace.decisions("joint.0") == "CCCCCCRC"
 
