@@ -19,11 +19,8 @@ class Entry:
     value: State
     versions: tuple[int, ...] = ()
     """In-place counters of the tensors at capture, to notice a model that writes into its own block outputs."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all streams."""
-        return sum(t.numel() * t.element_size() for t in self.value)
+    num_bytes: int = 0
+    """Bytes of all streams."""
 
 
 def _version(tensor: Tensor) -> int:
@@ -60,7 +57,7 @@ class ReuseCache:
         if not self._plain:
             self._like[key] = tuple((t.dtype, t.device) for t in value)
             value = tuple(t.to(dtype=self._dtype, device=self._device, non_blocking=True) for t in value)
-        entry = Entry(step, value, tuple([_version(t) for t in value]))
+        entry = Entry(step, value, tuple([_version(t) for t in value]), sum([t.nbytes for t in value]))
         entries = self._entries.get(key)
         if entries is None:
             entries = self._entries[key] = []

@@ -15,6 +15,7 @@ from fsframework.core.decision import Blend, Decision, Forecast, Partial, Recomp
 from fsframework.core.keys import BlockKey, PartKey
 from fsframework.core.meter import Meter
 from fsframework.core.part_visit import visit_part
+from fsframework.core.policy import ReusePolicy
 from fsframework.core.site import Part, Run, Site, State, Step
 from fsframework.core.tokens import cut_tables, put_tokens, take_tokens
 from fsframework.core.trace import BLEND, ELIMINATED, FORECAST, PARTIAL, RECOMPUTE, REUSE
@@ -45,6 +46,7 @@ class ForwardRecord:
         self._cache = engine.cache
         self._trace = engine.recording
         self._residual = engine.policy.storage == "residual"
+        self._observes = type(engine.policy).observe is not ReusePolicy.observe
         self._streams: State = ()
         self._row = -1
         # Passing over blocks, up to and including _skip_to, where _restored is put in place.
@@ -111,7 +113,8 @@ class ForwardRecord:
     def end_visit(self, row: int, site: Site, streams: State, fresh: State, keep: bool, residual: bool = True) -> None:
         """`site` really ran: let the policy observe, then store, as a residual if the policy wants and the part can."""
         self._row, self._streams = row, streams
-        self._policy.observe(self.state, self, site, fresh, self._cache.last(self.branch, site))
+        if self._observes:
+            self._policy.observe(self.state, self, site, fresh, self._cache.last(self.branch, site))
         if keep:
             self.store(site, fresh, streams if residual else None)
 
