@@ -199,7 +199,7 @@ def model_fingerprint(source: Path | str) -> str:
 
 
 def environment(device: str, git_folder: Path) -> dict[str, Any]:
-    """What a run was made with: code, versions, machine, command, time (UTC)."""
+    """What a run was made with: code, versions, machine and its load, command, time (UTC)."""
     import torch
 
     gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
@@ -213,6 +213,8 @@ def environment(device: str, git_folder: Path) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+        "load_average": round(os.getloadavg()[0], 2),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -285,7 +285,7 @@ def _measure(job: _Job, session: ReuseEngine, clip: Clip, made: Timed, reference
 def _finish(job: _Job, progress: Progress, tracker: Tracker) -> None:
     """Join what the processes made: trace, metrics, mirror, report."""
     directory, total = job.directory, len(job.plan.clips)
-    records = directory.read_records()
+    records = directory.tidy_records()  # by number, however many processes and stops there were
     if len(records) != total:
         missing = sorted({clip.index for clip in job.plan.clips} - {record["index"] for record in records})
         raise RuntimeError(f"{len(missing)} of {total} videos are missing: {missing[:10]}; the same command makes them")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,16 @@ def loaded_model(pipeline_folder: Path) -> Any:
 @pytest.fixture
 def overrides(pipeline_folder: Path, tmp_path: Path) -> list[str]:
     """Three videos of 8 steps with static reuse every second step after 2 steps of warmup."""
+    return _overrides(pipeline_folder, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def overrides_below(pipeline_folder: Path) -> Callable[[Path], list[str]]:
+    """The same, for a folder of one's own."""
+    return lambda folder: _overrides(pipeline_folder, folder)
+
+
+def _overrides(pipeline_folder: Path, folder: Path) -> list[str]:
     return [
         "name=test",
         f"model.name={pipeline_folder}",
@@ -73,5 +84,5 @@ def overrides(pipeline_folder: Path, tmp_path: Path) -> list[str]:
         "prompts.texts=[" + ", ".join(CAPTIONS) + "]",
         "metrics=[psnr, ssim]",
         "tracking.wandb=disabled",
-        f"output.runs_dir={tmp_path / 'runs'}",
+        f"output.runs_dir={folder / 'runs'}",
     ]

@@ -1,0 +1,102 @@
+"""Runs as a user starts them: other processes, killed, several at once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+
+
+def command(folder: Path, overrides: list[str], *more: str) -> list[str]:
+    config = folder / "run.yaml"
+    config.write_text("seeds: {per_prompt: 3}\n")
+    return [sys.executable, "-m", "fsframework", "run", str(config), *overrides, *more]
+
+
+def finish(arguments: list[str]) -> subprocess.CompletedProcess:
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def results(folder: Path) -> dict:
+    """Everything in a run directory that no clock decides."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    timed = lambda name: "seconds" in name or name in ("speedup", "wall_speedup")
+    return {
+        "files": sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()),
+        "videos": {p.name: p.read_bytes() for p in sorted((folder / "videos").iterdir())},
+        "metrics": {k: v for k, v in metrics.items() if not timed(k)},
+        "trace": pandas.read_parquet(folder / "trace.parquet").to_json(),
+    }
+
+
+def only_run(runs_dir: Path) -> Path:
+    (folder,) = [p for p in runs_dir.iterdir() if p.name != "_reference"]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, overrides_below):
+    folder = tmp_path_factory.mktemp("unbroken")
+    finish(command(folder, overrides_below(folder)))
+    return results(only_run(folder / "runs"))
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["ctrl-c", "kill", "kill -9"])
+def test_a_stopped_run_goes_on_to_the_same_files_and_metrics_as_one_that_never_stopped(
+    tmp_path, overrides, unbroken, how
+):
+    arguments = command(tmp_path, overrides)
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    records = lambda: [p for p in (tmp_path / "runs").glob("*/videos.jsonl") if p.read_text().count("\n") >= 2]
+    deadline = time.monotonic() + 120
+    while not records() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(how)
+    _, stderr = process.communicate(timeout=60)
+    folder = only_run(tmp_path / "runs")
+    assert not (folder / "metrics.json").exists(), "stopped too late to test anything"
+    if how == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130
+        assert "the same command goes on from there" in stderr
+        assert "Traceback" not in stderr
+    done = finish(arguments)
+    assert "9 videos" in done.stdout
+    assert results(folder) == unbroken
+
+
+def test_two_processes_make_the_same_videos_as_one(tmp_path, overrides, unbroken):
+    finish(command(tmp_path, overrides, "launch.num_processes=2"))
+    assert results(only_run(tmp_path / "runs")) == unbroken
+
+
+def test_a_process_that_dies_fails_the_run_and_the_same_command_completes_it(tmp_path, overrides, unbroken):
+    # A plugin makes the second process die at its first video, while the first process goes on.
+    arguments = command(tmp_path, overrides, "launch.num_processes=2")
+    plugin = tmp_path / "dies.py"
+    plugin.write_text(
+        "import os\n"
+        "if os.environ.get('LOCAL_RANK') == '1' and os.environ.get('DIES'):\n"
+        "    from fsframework.run import runner\n"
+        "    def die(*args, **kwargs): os._exit(9)\n"
+        "    runner._measure = die\n"
+    )
+    arguments += [f"plugins=[{plugin}]"]
+    died = subprocess.run(arguments, capture_output=True, text=True, timeout=300, env={**ENVIRONMENT, "DIES": "1"})
+    assert died.returncode != 0
+    folder = only_run(tmp_path / "runs")
+    assert not (folder / "metrics.json").exists()
+    finish(arguments)
+    assert {**results(folder), "files": None} == {**unbroken, "files": None}
