@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from fsframework.data.video import atomic_path
 from fsframework.run import report_page as page
 from fsframework.run.report_curves import LEFT, RIGHT, WIDTH
 from fsframework.run.report_data import RunData, load_run
@@ -50,15 +50,11 @@ def write_report(run_dirs: Sequence[Path], out: Path, title: str = "Feature reus
         raise ValueError("a report needs at least one run directory, the folders that `fsf run` printed")
     runs = [load_run(Path(folder), _letters(i)) for i, folder in enumerate(run_dirs)]
     html = build_page(runs, title)
-    temporary = out.with_name(f".{out.name}.tmp{os.getpid()}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(html, encoding="utf-8")
-        temporary.replace(out)
+        with atomic_path(out) as temporary:
+            temporary.write_text(html, encoding="utf-8")
     except OSError as error:
         raise ValueError(f"can not write the report to {out}: {error.strerror or error}. Give another path.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return out
 
 

@@ -16,8 +16,8 @@ from fsframework.run.report_trace import Curves, TraceGrid
 REUSE_RGB, ELIMINATED_RGB, FORCED_RGB = (0, 114, 178), (230, 159, 0), (213, 94, 0)
 """Okabe and Ito's colours, told apart by colour-blind readers; as strong on dark as on light ground."""
 RECOMPUTE_RGBA = (128, 128, 128, 32)
-CELL = 8
-"""Pixels of a cell's side in the heat map's image, one of them a gap."""
+CELL_HEIGHT, CELL_WIDTH = 9, 18
+"""Pixels of a cell in the heat map's image, the last row and column of them a gap."""
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 196, 128, 46, 6, 20, 20
 """A curve panel and its margins."""
 
@@ -31,11 +31,12 @@ def heatmap_png(grid: TraceGrid) -> str:
         shown = visited & (share_ST > 0)
         cells_STC[shown, :3] = rgb
         cells_STC[shown, 3] = 255 * (0.15 + 0.85 * share_ST[shown])
-    image = cells_STC.repeat(CELL, axis=0).repeat(CELL, axis=1)
-    image[CELL - 1 :: CELL, :, 3] = 0
-    image[:, CELL - 1 :: CELL, 3] = 0
+    image = cells_STC.repeat(CELL_HEIGHT, axis=0).repeat(CELL_WIDTH, axis=1)
+    image[CELL_HEIGHT - 1 :: CELL_HEIGHT, :, 3] = 0
+    image[:, CELL_WIDTH - 1 :: CELL_WIDTH, 3] = 0
     for s, t in zip(*np.nonzero(np.nan_to_num(grid.forced_ST) > 0)):
-        image[s * CELL + 2 : s * CELL + 5, t * CELL + 2 : t * CELL + 5] = (*FORCED_RGB, 255)
+        top, left = s * CELL_HEIGHT + 2, t * CELL_WIDTH + 5
+        image[top : top + 4, left : left + 7] = (*FORCED_RGB, 255)
     return png(image.round().astype(np.uint8))
 
 

@@ -17,6 +17,8 @@ from fsframework.run.report_table import (
     cell,
     column,
     columns_of,
+    number,
+    spread,
     title_of,
     unit_of,
     with_spread,
@@ -64,24 +66,29 @@ def headline(runs: Sequence[RunData]) -> str:
     if not methods:
         return f"{escape(conditions)}: {len(runs)} run{'s' * (len(runs) > 1)}, none with a speedup and a difference to show."
 
-    def fast(run: RunData) -> str:
-        return f"<strong>{escape(with_spread(run.measures['speedup'], speed))}</strong> in {run.clock} time"
-
-    def close(run: RunData) -> str:
-        if "psnr" not in run.measures:
-            return "with no PSNR measured"
-        return f"<strong>{escape(with_spread(run.measures['psnr'], psnr))}</strong> PSNR to the reference"
+    def shown(run: RunData, c: Column, words: str) -> str:
+        if c.key not in run.measures:
+            return f"{words} that was not measured"
+        measure = run.measures[c.key]
+        mean = f"{number(measure.interval.mean, c.style)} {unit_of(c, measure)}".strip()
+        interval = spread(measure, c.style)
+        return f'{words} of <strong>{escape(mean)}</strong> <span class="keep">({escape(interval)})</span>'
 
     fastest = max(methods, key=lambda run: run.mean("speedup"))
     measured = [run for run in methods if not math.isnan(run.mean("psnr"))]
     closest = max(measured, key=lambda run: run.mean("psnr")) if measured else fastest
     saved = fastest.mean("flops_saved")
     flops = "" if math.isnan(saved) else f", saving {100 * saved:.0f} % of the FLOPs"
+    clock = f"{fastest.clock} time"
     if fastest is closest:
-        return f"{escape(conditions)}, {escape(fastest.label)} has a speedup of {fast(fastest)}{flops}, at {close(fastest)}."
+        return (
+            f"{escape(conditions)}, <b>{escape(fastest.label)}</b> reaches a {shown(fastest, speed, 'speedup')} in {clock}"
+            f"{flops}, at a {shown(fastest, psnr, 'PSNR')} against the reference."
+        )
     return (
-        f"{escape(conditions)}, {escape(fastest.label)} is fastest, a speedup of {fast(fastest)} at {close(fastest)}; "
-        f"{escape(closest.label)} stays closest, {close(closest)} at {fast(closest)}."
+        f"{escape(conditions)}, <b>{escape(fastest.label)}</b> is fastest, with a {shown(fastest, speed, 'speedup')} in "
+        f"{clock} at a {shown(fastest, psnr, 'PSNR')}; <b>{escape(closest.label)}</b> stays closest to the reference, "
+        f"with a {shown(closest, psnr, 'PSNR')} at a {shown(closest, speed, 'speedup')}."
     )
 
 
@@ -108,24 +115,21 @@ def warnings(runs: Sequence[RunData]) -> str:
 def summary(runs: Sequence[RunData]) -> str:
     """The sortable table, a run per row."""
     shown = columns_of(runs)
-    heads = ['<th scope="col"><button type="button">Run</button></th>']
+    heads = [_header("Run"), _header("n", "videos")]
     for c in shown:
         measure = next((run.measures[c.key] for run in runs if c.key in run.measures), None)
         unit = unit_of(c, measure)
-        label = f"{title_of(c, runs)} {arrow(c, measure)}".strip()
-        below = f'<span class="unit">{escape(unit)}</span>' if unit else ""
-        heads.append(
-            f'<th scope="col" title="{escape(c.about)}"><button type="button">{escape(label)}</button>{below}</th>'
-        )
-    most = max((len(run.clips) for run in runs), default=0)
+        heads.append(_header(f"{title_of(c, runs)}\u00a0{arrow(c, measure)}".strip(), unit, c.about))
+    most = max(map(_usual_n, runs), default=0)
     rows = []
     for i, run in enumerate(runs):
-        badge = f"{len(run.clips)} of {most} videos" if len(run.clips) < most else ""
-        cells = "".join(cell(run.measures.get(c.key), c) for c in shown)
+        n = _usual_n(run)
+        badge = f"{n} of {most} videos" if n < most else ""
+        cells = f'<td data-value="{n}">{n}</td>' + "".join(cell(run.measures.get(c.key), c, n) for c in shown)
         name = f'<th scope="row" data-value="{run.mark}" class="text">{run_name(run, i, badge)}</th>'
         rows.append(f'<tr data-run="{i}">{name}{cells}</tr>')
     return (
-        '<section id="summary"><h2>Summary</h2><p class="lead">Mean over videos, below it the 95 % interval and n. '
+        '<section id="summary"><h2>Summary</h2><p class="lead">Mean over n videos, below it the 95 % interval. '
         "▲ higher is better, ▼ lower. Every speedup and every difference is against the reference: full compute with the "
         f"same prompt and seed. Click a header to sort.</p>{warnings(runs)}"
         f'<div class="scroll"><table id="summary-table"><thead><tr>{"".join(heads)}</tr></thead>'
@@ -155,7 +159,7 @@ def pareto_section(runs: Sequence[RunData]) -> str:
         for y in ys:
             points = _points(runs, x, y)
             higher = next(run.measures[y.key].better == "higher" for run in runs if y.key in run.measures)
-            pictures = pareto(points, name(x), name(y), higher, 760, 400, "wide")
+            pictures = pareto(points, name(x), name(y), higher, 820, 390, "wide")
             pictures += pareto(points, name(x), name(y), higher, 350, 320, "narrow")
             hidden = "" if (x, y) == (xs[0], ys[0]) else " hidden"
             plots.append(f'<div class="pareto-plot" data-x="{x.key}" data-y="{y.key}"{hidden}>{pictures}</div>')
@@ -269,6 +273,17 @@ def reproduce_section(runs: Sequence[RunData]) -> str:
     return "".join([*parts, "</section>"])
 
 
+def _header(label: str, unit: str = "", about: str = "") -> str:
+    below = f'<span class="unit">{escape(unit)}</span>' if unit else ""
+    title = f' title="{escape(about)}"' if about else ""
+    return f'<th scope="col"{title}><button type="button">{escape(label)}</button>{below}</th>'
+
+
+def _usual_n(run: RunData) -> int:
+    """The number of videos of a run: those recorded, else the most that any of its measures covers."""
+    return len(run.clips) or max((m.interval.n for m in run.measures.values()), default=0)
+
+
 def _points(runs: Sequence[RunData], x: Column, y: Column) -> list[Point]:
     points = []
     for i, run in enumerate(runs):
@@ -301,15 +316,15 @@ def _all_metrics(runs: Sequence[RunData]) -> str:
     keys = list(dict.fromkeys(k for run in runs for k in run.measures))
     if not keys:
         return ""
-    heads = "".join(f'<th scope="col">{sign(i)}{run.mark} {escape(run.policy)}</th>' for i, run in enumerate(runs))
+    heads = "".join(f'<th scope="col">{run.mark} {escape(run.policy)}</th>' for run in runs)
     rows = []
     for key in keys:
         measure = next(run.measures[key] for run in runs if key in run.measures)
         c = column(key, measure)
         unit = unit_of(c, measure)
-        label = f"{title_of(c, runs)} {arrow(c, measure)}".strip()
+        label = f"{title_of(c, runs)}\u00a0{arrow(c, measure)}".strip()
         below = f'<span class="unit">{escape(unit)}</span>' if unit else ""
-        cells = "".join(cell(run.measures.get(key), c) for run in runs)
+        cells = "".join(cell(run.measures.get(key), c, -1) for run in runs)
         rows.append(f'<tr><th scope="row">{escape(label)}{below}</th>{cells}</tr>')
     return (
         '<details class="plain"><summary>Everything that was measured</summary><div class="scroll"><table><thead><tr>'

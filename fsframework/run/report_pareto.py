@@ -75,7 +75,7 @@ def pareto(
     frame = _Frame(width, height, x_low, x_high, y_low, y_high, top=48 if identical else 14)
     out = _axes(frame, x_title, y_title, bool(finite), identical)
 
-    front = sorted((p for p in points if not any(_beats(q, p, higher) for q in points)), key=lambda p: p.x[0])
+    front = sorted((p for p in finite if not any(_beats(q, p, higher) for q in points)), key=lambda p: p.x[0])
     if len(front) > 1:
         out.append(path("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in map(frame.at, front)), "front"))
     taken: list[Box] = [(x - 7, y - 7, x + 7, y + 7) for x, y in map(frame.at, points)]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fsframework.run.report_curves import curve_limits, curve_panel, heatmap_png
-from fsframework.run.report_data import RunData
+from fsframework.run.report_data import RunData, plain
 from fsframework.run.report_svg import marker, step_ticks
 from fsframework.run.report_trace import TraceGrid
 
@@ -25,10 +25,10 @@ def sign(run: int) -> str:
 
 def run_name(run: RunData, number: int, badge: str = "") -> str:
     """Marker, letter and policy, the non-default options below."""
-    options = ", ".join(run.label[len(run.policy) :].strip("()").split(", "))
-    below = f'<span class="options">{escape(options)}</span>' if options else ""
+    options = " ".join(f"<span>{escape(f'{key}={plain(value)}')}</span>" for key, value in run.options.items())
+    below = f'<span class="options">{options}</span>' if options else ""
     warning = f'<span class="badge">{escape(badge)}</span>' if badge else ""
-    return f'<span class="run-name">{sign(number)}<b>{run.mark} {escape(run.policy)}</b>{below}{warning}</span>'
+    return f'<span class="run-name">{sign(number)}<b>{run.mark}&nbsp;{escape(run.policy)}</b>{below}{warning}</span>'
 
 
 def run_card(run: RunData, number: int, is_open: bool) -> str:
@@ -82,6 +82,8 @@ def _short(value: float) -> float | int | None:
 
 def _heatmap(grid: TraceGrid, number: int) -> str:
     num_sites = len(grid.sites)
+    if not max(np.nansum(grid.reuse_ST), np.nansum(grid.eliminated_ST), np.nansum(grid.forced_ST)) > 0:
+        return f'<p class="small">Nothing was reused: all {num_sites} sites ran at all {grid.num_steps} steps.</p>'
     row = min(ROW_PIXELS[1], max(ROW_PIXELS[0], MAX_HEIGHT // num_sites))
     every = math.ceil(12 / row)
     labels = "".join(
@@ -94,7 +96,7 @@ def _heatmap(grid: TraceGrid, number: int) -> str:
         for step in step_ticks(grid.num_steps, 8)
     )
     bars = "".join(
-        f'<rect x="{step + 0.06:.2f}" y="{1 - share:.3f}" width=".88" height="{share:.3f}"/>'
+        f'<rect x="{step}" y="{1 - share:.3f}" width=".944" height="{share:.3f}"/>'
         for step, share in enumerate(np.nan_to_num(grid.reuse_T))
     )
     strip = f'<svg viewBox="0 0 {grid.num_steps} 1" preserveAspectRatio="none" aria-hidden="true">{bars}</svg>'
@@ -111,7 +113,7 @@ def _heatmap(grid: TraceGrid, number: int) -> str:
 
 def _heat_legend(grid: TraceGrid) -> str:
     entries = [
-        ("recompute", "recomputed in all videos"),
+        ("recompute", "recomputed in every video"),
         ("ramp", f"reused, few to all of {grid.num_videos} videos"),
     ]
     if np.nansum(grid.eliminated_ST) > 0:
@@ -126,8 +128,8 @@ def _heat_legend(grid: TraceGrid) -> str:
 
 
 def _overall(grid: TraceGrid) -> str:
-    if not np.nansum(grid.reuse_ST) > 0:
-        return "Nothing was reused."
+    if not np.nansum(grid.reuse_T) > 0:
+        return ""
     first = int(np.flatnonzero(np.nan_to_num(grid.reuse_T) > 0)[0])
     peak = float(np.nanmax(grid.reuse_T))
     return f"The first reuse is at step {first}; at most {100 * peak:.0f} % of the sites are reused in a step."

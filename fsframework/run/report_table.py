@@ -109,8 +109,12 @@ def spread(measure: Measure, style: str) -> str:
         return "identical"
     if math.isnan(interval.low) or math.isnan(interval.high):
         return "no interval"
+    if interval.low == interval.high:
+        return "all equal"
     low, high = number(interval.low, style), number(interval.high, style)
-    return f"{low.removesuffix('×')}–{high.removesuffix('×')}"
+    if style == "x" or low.split(" ")[1:] == high.split(" ")[1:]:
+        low = low.removesuffix("×").split(" ")[0]  # 32.1–32.8 kB
+    return f"{low}–{high.removesuffix('×')}"
 
 
 def with_spread(measure: Measure, shown: Column) -> str:
@@ -120,15 +124,16 @@ def with_spread(measure: Measure, shown: Column) -> str:
     return f"{number(measure.interval.mean, shown.style)}{' ' + unit if unit else ''} ({inside})"
 
 
-def cell(measure: Measure | None, shown: Column) -> str:
-    """A table cell: the mean, below it the 95 % interval and n; a dash where nothing was measured."""
+def cell(measure: Measure | None, shown: Column, usual_n: int) -> str:
+    """A table cell: the mean, below it the 95 % interval, and n where it is not the row's; a dash if not measured."""
     if measure is None or not measure.interval.n or math.isnan(measure.interval.mean):
         return '<td data-value="" class="missing" title="not measured">–</td>'
     value = measure.interval.mean
     sort = {math.inf: "1e999", -math.inf: "-1e999"}.get(value, repr(value))
+    n = "" if measure.interval.n == usual_n else f' <i class="badge">n {measure.interval.n}</i>'
     return (
         f'<td data-value="{sort}"><span class="mean">{number(value, shown.style)}</span>'
-        f'<span class="spread">{escape(spread(measure, shown.style))} <i>n {measure.interval.n}</i></span></td>'
+        f'<span class="spread">{escape(spread(measure, shown.style))}</span>{n}</td>'
     )
 
 

@@ -107,8 +107,8 @@ def caption(clip: Clip) -> str:
         value = clip.metrics.get(name, math.nan)
         if not math.isnan(value):
             shown = column(name)
-            text = "identical" if math.isinf(value) else f"{number(value, shown.style)} {unit_of(shown, None)}".strip()
-            parts.append(f"{shown.title} {text}")
+            text = f"{shown.title} {number(value, shown.style)} {unit_of(shown, None)}".strip()
+            parts.append("identical" if math.isinf(value) else text)
     if not math.isnan(clip.metrics.get("adherence", math.nan)):
         parts.append("adheres" if clip.metrics["adherence"] else "does not adhere")
     if not math.isnan(clip.reuse_fraction):
