@@ -31,6 +31,10 @@ def export_pipeline(denoiser: Any, autoencoder: Any, folder: Path) -> None:
     pipeline.vae.to(torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
     _rename_tokenizer_class(folder)
+    for path in folder.glob("*/config.json"):
+        settings = json.loads(path.read_text())
+        if settings.pop("_name_or_path", None) is not None:  # where it happened to be trained
+            path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _rename_tokenizer_class(folder: Path) -> None:
@@ -124,7 +128,11 @@ def write_training_record(config: Any, metrics_path: Path, evaluation: dict[str,
 
     target = folder / "training"
     target.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.structured(config), target / "config.yaml")
+    settings = OmegaConf.structured(config)
+    for place in ("output_dir", "export_dir", "export_only"):  # where it ran says nothing about the model
+        OmegaConf.set_struct(settings, False)
+        del settings[place]
+    OmegaConf.save(settings, target / "config.yaml")
     rows = MetricsFile(metrics_path).rows()
     columns = ["stage", "step", *sorted({key for row in rows for key in row} - {"stage", "step"})]
     lines = [",".join(columns)]
@@ -134,4 +142,7 @@ def write_training_record(config: Any, metrics_path: Path, evaluation: dict[str,
     ]
     (target / "metrics.csv").write_text("\n".join(lines) + "\n")
     if evaluation is not None:
-        (target / "evaluation.json").write_text(json.dumps(evaluation, indent=1) + "\n")
+        clips = ",\n  ".join(json.dumps(row) for row in evaluation["clips"])
+        summary = json.dumps({**evaluation, "clips": []}, indent=1)
+        text = summary.replace('"clips": []', f'"clips": [\n  {clips}\n ]')
+        (target / "evaluation.json").write_text(text + "\n")
