@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import fsframework
+
 USER_ERROR = 2
 """Exit code of a mistake that the user can mend."""
 INTERRUPTED = 130
@@ -94,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.add_argument("--version", action="version", version=f"fsframework {fsframework.__version__}")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
 
@@ -130,14 +132,6 @@ plugins. Every key, its unit and default is documented in fsframework/config/sch
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"{self.prog}: error: {message}. See `{self.prog} --help`.\n")
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        parsed = super().parse_args(args, namespace)
-        if parsed.version:
-            import fsframework
-
-            self.exit(0, f"fsframework {fsframework.__version__}\n")
-        return parsed
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -40,7 +40,8 @@ def test_no_file_gives_the_documented_defaults():
 
 
 def test_loading_a_config_imports_no_torch():
-    code = "import sys; from fsframework.config import load_config; load_config(None, ['policy=static']); print('torch' in sys.modules)"
+    load = "from fsframework.config import load_config; load_config(None, ['policy=static'])"
+    code = f"import sys; {load}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
