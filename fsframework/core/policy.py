@@ -36,6 +36,10 @@ class Call(Protocol):
     def input(self) -> State:
         """The streams entering the site being asked about (`decide`, `observe`) or the model (`begin_forward`)."""
 
+    def canonical(self, site: Site, value: State) -> State:
+        """A block's streams with an axis folded into the batch brought out, [B, F, N, C], so that the outputs of
+        spatial and temporal blocks can be compared; unchanged where nothing is folded."""
+
     def probe(self, name: str) -> Tensor:
         """A tensor the adapter can provide by name: `latent` and whatever else its family states."""
 

@@ -68,6 +68,10 @@ class ForwardRecord:
         """See `Call.input`."""
         return self._streams
 
+    def canonical(self, site: Site, value: State) -> State:
+        """See `Call.canonical`."""
+        return self.engine.bound.to_canonical(site.start, value)
+
     def probe(self, name: str) -> Tensor:
         """See `Call.probe`."""
         return self.engine.bound.adapter.probe(name, self.engine.bound.transformer, self._arguments)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 from toys import Loop, tiny_transformer
 
@@ -14,8 +16,10 @@ def adapter(request):
 
 @pytest.fixture(params=[name for name, cls in POLICIES.items() if cls.__module__.startswith("fsframework.")])
 def policy(request):
-    """Every registered policy with its default hyper-parameters."""
-    return POLICIES[request.param]()
+    """Every registered policy with its defaults, but a warmup short enough for runs of a few steps."""
+    policy = POLICIES[request.param]()
+    has_warmup = any(field.name == "warmup" for field in dataclasses.fields(policy))
+    return dataclasses.replace(policy, warmup=2) if has_warmup else policy
 
 
 @pytest.fixture
