@@ -22,8 +22,8 @@ class StaticState:
 class StaticReuse(ReusePolicy[StaticState]):
     """One recompute, then `interval - 1` steps in which all blocks of a range are reused.
 
-    The baseline "Static" of Foresight (arXiv:2506.00329). Step s is recomputed iff s < W or
-    (s - W + phase) % interval == interval - 1.
+    The baseline "Static" of Foresight (arXiv:2506.00329), there with one reuse step (N, R) = (1, 2). Step s is reused
+    iff s >= W and (s - W + phase) % R < N, with R = `interval` and N = R - 1 unless `reuse_steps` says otherwise.
 
     Reusing the outputs of consecutive blocks gives the output of the last one, so only that is cached and restored:
     the result of caching all L outputs, with 1 hidden state of memory instead of L. Granularity: block. Host reads: none.
@@ -31,6 +31,8 @@ class StaticReuse(ReusePolicy[StaticState]):
 
     interval: int = 2
     """Steps per cycle, >= 1. Higher reuses more: faster, further from the reference. 1 never reuses."""
+    reuse_steps: int | None = None
+    """N, reuse steps per cycle, 0 to interval - 1; None is interval - 1. (interval=4, reuse_steps=1) reuses one in four."""
     warmup: float | int = 0.15
     """Leading steps always recomputed: a fraction of the steps (float), or a number of steps (int), at least 1."""
     phase: int = 0
@@ -40,9 +42,16 @@ class StaticReuse(ReusePolicy[StaticState]):
     last_block: int | None = None
     """Last block of the range, inclusive; None is the model's last."""
 
+    def __post_init__(self) -> None:
+        check_every(self.interval, "interval", "static")
+        if self.reuse_steps is not None and not 0 <= self.reuse_steps < self.interval:
+            raise ValueError(
+                f"static: reuse_steps={self.reuse_steps} must be 0 to interval - 1 = {self.interval - 1}: a cycle has at "
+                f"least one recompute"
+            )
+
     def start(self, run: Run) -> StaticState:
         """Check the range against the model."""
-        check_every(self.interval, "interval", "static")
         last = len(run.sites) - 1 if self.last_block is None else self.last_block
         if not 0 <= self.first_block <= last < len(run.sites):
             raise ValueError(
@@ -54,18 +63,21 @@ class StaticReuse(ReusePolicy[StaticState]):
 
     def decide(self, state: StaticState, call: Call, site: Site) -> Decision:
         """At a reuse step the first block of the range jumps to the last one's output."""
-        if site.start == state.first and is_reuse_step(call.step.index, state.warmup, self.interval, self.phase):
+        if site.start == state.first and self._is_reuse_step(call.step.index, state.warmup):
             return Reuse(through=state.last)
         return _KEEP if site == state.last else _DISCARD
 
     def schedule(self, run: Run) -> list[bool]:
         """Which steps are recomputed; blocks outside the range always are."""
         warmup = warmup_steps(self.warmup, run.num_steps, 1, "static")
-        return [not is_reuse_step(s, warmup, self.interval, self.phase) for s in range(run.num_steps)]
+        return [not self._is_reuse_step(s, warmup) for s in range(run.num_steps)]
 
     def num_cached(self, run: Run) -> int:
         """The output of the last block of the range."""
         return 1
+
+    def _is_reuse_step(self, step: int, warmup: int) -> bool:
+        return is_reuse_step(step, warmup, self.interval, self.phase, self.reuse_steps)
 
 
 _KEEP, _DISCARD = Recompute(), Recompute(keep=False)

@@ -31,13 +31,14 @@ def warmup_steps(warmup: float | int, num_steps: int, minimum: int, owner: str) 
     return steps
 
 
-def is_reuse_step(step: int, warmup: int, every: int, phase: int = 0) -> bool:
-    """Whether a step may reuse: after the warmup W, unless (step - W + phase) % every == every - 1.
+def is_reuse_step(step: int, warmup: int, every: int, phase: int = 0, reuse_steps: int | None = None) -> bool:
+    """Whether a step may reuse: after the warmup W, iff (step - W + phase) % every < N.
 
-    So with `phase=0` the warmup's last step serves as the first cycle's recompute: N = every - 1 reuse steps follow it,
-    then one recompute, and so on. `every=1` never reuses.
+    N is `reuse_steps`, by default every - 1. So with `phase=0` the warmup's last step serves as the first cycle's
+    recompute: N reuse steps follow it, then every - N recomputes, and so on. `every=1` never reuses.
     """
-    return step >= warmup and (step - warmup + phase) % every != every - 1
+    limit = every - 1 if reuse_steps is None else reuse_steps
+    return step >= warmup and (step - warmup + phase) % every < limit
 
 
 def check_every(every: int, name: str, owner: str) -> None:

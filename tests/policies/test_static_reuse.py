@@ -37,7 +37,6 @@ def test_one_hidden_state_is_cached_whatever_the_number_of_blocks():
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        (StaticReuse(interval=0), "interval=0 must be at least 1"),
         (StaticReuse(warmup=9), "warmup of 9 steps .* longer than the run of 8"),
         (StaticReuse(first_block=2, last_block=7), r"blocks 2\.\.7 are not a range of this model's 4 blocks"),
         (StaticReuse(first_block=3, last_block=1), r"blocks 3\.\.1"),
@@ -46,3 +45,20 @@ def test_one_hidden_state_is_cached_whatever_the_number_of_blocks():
 def test_what_does_not_fit_the_run_is_an_error(policy, message):
     with pytest.raises(ValueError, match=message):
         run_scripted(policy, lambda b, t: t, 8, num_blocks=4)
+
+
+def test_fewer_reuse_steps_than_a_cycle_allows():
+    session, _, _ = run_scripted(StaticReuse(interval=4, reuse_steps=1, warmup=2), lambda b, t: t, 11)
+    assert session.trace.decisions("joint.0") == "CCRCCCRCCCR"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"interval": 0}, "interval=0 must be at least 1"),
+        ({"interval": 3, "reuse_steps": 3}, "reuse_steps=3 must be 0 to interval - 1 = 2"),
+    ],
+)
+def test_a_cycle_that_makes_no_sense_is_refused_at_once(options, message):
+    with pytest.raises(ValueError, match=message):
+        StaticReuse(**options)
