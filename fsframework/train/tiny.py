@@ -225,6 +225,7 @@ def export(config: TinyConfig, directory: Path, denoiser: Any, autoencoder: Any)
         first_seed=config.evaluation.first_seed,
         num_steps=config.evaluation.num_steps,
         guidance_scale=config.evaluation.guidance_scale,
+        num_processes=config.num_processes,
     )
     ex.write_training_record(config, directory / "metrics.jsonl", evaluation, folder)
     for name in ("all", "trained", "held_out"):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fsframework.data import bouncing_digits as digits
+from fsframework.metrics.adherence import PromptAdherence
 from fsframework.train import autoencoder as ae
 from fsframework.train.diffusion import (
     DenoiserStage,
@@ -13,10 +14,11 @@ from fsframework.train.diffusion import (
     build_scheduler,
     velocity_pair,
 )
+from fsframework.train.export import export_pipeline, wilson_interval
 from fsframework.train.latte import LatteConfig
 from fsframework.train.muon import MuonWithAdamW, orthogonalize
 from fsframework.train.stage import MetricsFile, learning_rate_factor, step_seed
-from fsframework.train.tiny import TinyConfig, build_denoiser, fit, load_config
+from fsframework.train.tiny import TinyConfig, build_denoiser, fit, load_config, newest_denoiser
 
 SHIPPED = Path(__file__).parents[2] / "models" / "tiny-latte"
 
@@ -173,3 +175,77 @@ def test_unknown_key_in_a_training_config_is_an_error(tmp_path):
     with pytest.raises(Exception, match="batch"):
         load_config(str(path), [])
     assert load_config("experiments/tiny_models/latte.yaml", ["seed=3"]).seed == 3
+
+
+def test_wilson_interval_of_all_right_does_not_claim_certainty():
+    low, high = wilson_interval(80, 80)
+    assert low == pytest.approx(0.954, abs=0.001)  # n / (n + z^2) = 80 / 83.84
+    assert high == pytest.approx(1.0)
+    assert wilson_interval(5, 10) == pytest.approx((0.237, 0.763), abs=0.001)
+
+
+def test_exported_folder_gives_the_clip_of_the_trained_weights_in_half_precision(tmp_path):
+    from diffusers import LattePipeline
+
+    torch.manual_seed(0)
+    denoiser = build_denoiser(small_config(tmp_path))
+    torch.nn.init.xavier_uniform_(denoiser.transformer.proj_out.weight)
+    autoencoder = ae.build_autoencoder(ae.AutoencoderConfig())
+    export_pipeline(denoiser, autoencoder, tmp_path / "pipeline")
+    assert denoiser.transformer.dtype == torch.float32  # exporting does not touch the trained model
+
+    pipeline = LattePipeline.from_pretrained(tmp_path / "pipeline")
+    pipeline.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": 2, "guidance_scale": 4.0}
+    loaded = pipeline(
+        "digit 6 is moving up and down",
+        video_length=16,
+        height=32,
+        width=32,
+        generator=torch.Generator().manual_seed(5),
+        output_type="np",
+        clean_caption=False,
+        **settings,
+    ).frames[0]
+    trained = denoiser.generate(
+        autoencoder,
+        build_scheduler(),
+        ["digit 6 is moving up and down"],
+        [5],
+        num_steps=settings["num_inference_steps"],
+        guidance_scale=settings["guidance_scale"],
+    )[0].numpy()
+    # The training's own text path and the pipeline's agree: what is left is the rounding of the weights to float16.
+    assert np.abs(loaded - trained).max() < 0.02
+    assert trained.std() > 0.01
+
+
+def test_export_only_without_weights_says_so(tmp_path):
+    config = small_config(tmp_path)
+    config.stages = [DenoiserStageConfig(name="images")]
+    with pytest.raises(ValueError, match=r"no weights of the stages \['images'\]"):
+        newest_denoiser(config, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prompt", ["digit 6 is moving up and down", "digit 8 is moving left and right"])
+def test_shipped_model_draws_the_digit_and_moves_it_as_told(prompt):
+    from diffusers import LattePipeline
+
+    pipeline = LattePipeline.from_pretrained(SHIPPED)
+    pipeline.set_progress_bar_config(disable=True)
+    assert len(pipeline.transformer.transformer_blocks) == len(pipeline.transformer.temporal_transformer_blocks) == 8
+    frames = pipeline(
+        prompt,
+        video_length=16,
+        height=32,
+        width=32,
+        num_inference_steps=25,
+        guidance_scale=4,
+        generator=torch.Generator().manual_seed(42),
+        output_type="np",
+    ).frames[0]
+    result = PromptAdherence().score(frames, prompt)
+    assert (result.digit, result.motion) == (True, True)
+    corners = frames[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert np.median(corners) < 0.05  # black background, which needs zero terminal SNR
