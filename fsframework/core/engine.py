@@ -108,6 +108,7 @@ class ReuseEngine:
         self._keys: list[BlockKey] = []
         self._positions = [wrap.positions(block.module) for block in bound.blocks]
         self._model_positions = wrap.positions(bound.transformer)
+        self.slot_keys: dict[wrap.Slot, BlockKey | PartKey] = {}
         self._installed: list[tuple[Any, str]] = []
         self._actives: list[wrap.Active] = []
         self._flops: dict[str, dict[Site, float]] = {}
@@ -166,10 +167,10 @@ class ReuseEngine:
         regions = [site for site in self.sites if site.part in (Part.TRUNK, Part.SPAN)]
         regions.sort(key=lambda site: -site.stop)
         asked = {site.start: site for site in self.sites if site.part is Part.BLOCK}
-        self._keys, self._actives = [], [active]
-        self._put_in(model, wrap.MODEL, active, None)
+        self._keys, self._actives, self.slot_keys = [], [active], {}
+        self._put_in(model, wrap.MODEL, active)
         if hasattr(type(model), "cache_context"):
-            self._put_in(model, wrap.CONTEXT, active, None)
+            self._put_in(model, wrap.CONTEXT, active)
         for index, block in enumerate(self.bound.blocks):
             site = asked.get(index, self.bound.block_site(index))
             here = tuple(s for s in regions if s.start == index)
@@ -185,12 +186,20 @@ class ReuseEngine:
         if scheduler is not None:
             clock = wrap.shared_active(scheduler, "step")
             self._actives.append(clock)
-            self._put_in(scheduler, wrap.SET_TIMESTEPS, clock, None)
-            self._put_in(scheduler, wrap.STEP, clock, None)
+            self._put_in(scheduler, wrap.SET_TIMESTEPS, clock)
+            self._put_in(scheduler, wrap.STEP, clock)
 
-    def _put_in(self, owner: Any, what: tuple[str, Callable[..., Any]], active: wrap.Active, key: Any) -> None:
-        wrap.install(owner, what, active, key)
+    def _put_in(
+        self,
+        owner: Any,
+        what: tuple[str, Callable[..., Any]],
+        active: wrap.Active,
+        key: BlockKey | PartKey | None = None,
+    ) -> None:
+        slot = wrap.install(owner, what, active)
         self._installed.append((owner, what[0]))
+        if key is not None:
+            self.slot_keys[slot] = key
 
     def _uninstall(self) -> None:
         while self._installed:
@@ -332,6 +341,7 @@ class ReuseEngine:
                 f"no longer in place. Removing an offload hook that was installed before the session does this; open a "
                 f"new session after changing hooks."
             )
+        record.check_restored()
         if len(record.visited) < len(self._keys):
             missing = [key.site.name for key in self._keys if key.index not in record.visited]
             self._warn(

@@ -42,6 +42,7 @@ class ForwardRecord:
         self.block: tuple[BlockKey, tuple[Any, ...], dict[str, Any]] | None = None
         """The block being run, with its arguments: for the gates of its sub-modules."""
         self._arguments = arguments
+        self._slot_keys = engine.slot_keys
         self._policy = engine.policy
         self._cache = engine.cache
         self._trace = engine.recording
@@ -154,8 +155,10 @@ class ForwardRecord:
 
     def visit(self, slot: Slot, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Execution has come to a wrapped module."""
-        key = slot.key
-        if type(key) is PartKey:
+        key = self._slot_keys.get(slot)
+        if key is None:  # wrapped for a session of another thread
+            return slot.call(module, args, kwargs)
+        if isinstance(key, PartKey):
             return visit_part(self, key, slot, module, args, kwargs)
         trace = self._trace
         if not self.engine.timing or trace is None:
@@ -324,6 +327,15 @@ class ForwardRecord:
         if self._open:
             self._close_regions(index, value)
         return value
+
+    def check_restored(self) -> None:
+        """At the end of the model's forward: whatever was passed over must have been put in place."""
+        if self._skip_to >= 0:
+            site = self.engine.bound.block_site(self._skip_to)
+            raise RuntimeError(
+                f"blocks were passed over up to {site}, but the model did not come to that block, so nothing was put in "
+                f"place. The model skips blocks of its own accord; leave those out of the policy's range."
+            )
 
     def _close_regions(self, index: int, value: State) -> None:
         """Observe and store the regions that end with block `index`; forget those a jump went beyond."""

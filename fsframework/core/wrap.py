@@ -26,14 +26,16 @@ Active: TypeAlias = "ContextVar[tuple[ReuseEngine, ...]]"
 
 
 class Slot:
-    """What the wrapper of one method needs: the method it replaced, the sessions in this context, a key for the engine."""
+    """What the wrapper of one method needs: the method it replaced, and the sessions in this context.
 
-    __slots__ = ("active", "key", "method", "original", "users")
+    Sessions in several threads may share a slot; what each wants to know about it, it keeps itself.
+    """
 
-    def __init__(self, method: str, active: Active, key: Any, original: Callable[..., Any] | None) -> None:
+    __slots__ = ("active", "method", "original", "users")
+
+    def __init__(self, method: str, active: Active, original: Callable[..., Any] | None) -> None:
         self.method = method
         self.active = active
-        self.key = key
         self.original = original
         self.users = 0
 
@@ -47,7 +49,7 @@ class Slot:
         """A copy of a wrapped module belongs to no session."""
         import copy
 
-        return Slot(self.method, ContextVar("fsf_copy", default=()), None, copy.deepcopy(self.original, memo))
+        return Slot(self.method, ContextVar("fsf_copy", default=()), copy.deepcopy(self.original, memo))
 
     def __reduce__(self) -> Any:
         raise TypeError("a module inside a reuse session can not be pickled; leave the session first")
@@ -132,7 +134,7 @@ def block_wrapper(module: nn.Module) -> tuple[str, Callable[..., Any]]:
     return BLOCK if module.__dict__.get("_compiled_call_impl") is None else COMPILED_BLOCK
 
 
-def install(owner: Any, what: tuple[str, Callable[..., Any]], active: Active, key: Any = None) -> Slot:
+def install(owner: Any, what: tuple[str, Callable[..., Any]], active: Active) -> Slot:
     """Replace one method of one object. A second session on the same object shares the wrapper.
 
     Raises ValueError if the object has a signature-hiding wrapper of another kind under the same name.
@@ -149,9 +151,9 @@ def install(owner: Any, what: tuple[str, Callable[..., Any]], active: Active, ke
         if slot is not None and not bare:  # ours, alone or under a hook that was put on top of it
             slot.users += 1
             if slot.users == 1:
-                slot.active, slot.key = active, key
+                slot.active = active
             return slot
-        slot = slots[method] = Slot(method, active, key, None if bare else current)
+        slot = slots[method] = Slot(method, active, None if bare else current)
         slot.users = 1
         object.__setattr__(owner, method, MethodType(function, owner))
         return slot

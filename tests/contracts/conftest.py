@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 from toys import Loop, tiny_transformer
 
-import fsframework.models  # noqa: F401  fills the registry
+import fsframework.models  # fills the registries
 import fsframework.policies  # noqa: F401
 from fsframework.core import ADAPTERS, POLICIES
 

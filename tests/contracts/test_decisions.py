@@ -306,3 +306,17 @@ def test_the_policy_sees_the_input_the_history_and_the_other_branch():
                 with session.branch(branch):
                     model(torch.zeros(1, 3, 1), torch.tensor([float(step)]))
     assert seen == [("cond", 3, 0, "cond"), ("uncond", 3, 0, "cond"), ("cond", 3, 1, "cond"), ("uncond", 3, 1, "cond")]
+
+
+def test_a_jump_to_a_block_the_model_then_skips_is_an_error_not_a_wrong_video():
+    class Skips(SmoothDiT):
+        def forward(self, hidden_states, timestep):
+            blocks = list(self.transformer_blocks)
+            for layer in blocks[:-1] if float(timestep[0]) == 1 else blocks:
+                hidden_states = layer(hidden_states, timestep)
+            return (hidden_states,)
+
+    model = Skips()
+    with toy_session(model, Plan({1: Reuse(through=block(3))}, only=0), 2):
+        with pytest.raises(RuntimeError, match="passed over up to joint.3, but the model did not come to that block"):
+            run_smooth(model, 2)

@@ -373,28 +373,37 @@ def test_wrappers_that_were_lost_are_an_error_not_a_silent_full_compute(loop):
             loop()
 
 
-def test_threads_that_share_a_model_have_their_own_sessions(loop):
-    schedulers = [copy.deepcopy(loop.scheduler) for _ in range(3)]
-    loops = [Loop(loop.adapter, loop.model, scheduler=s) for s in schedulers]
+def test_threads_that_share_a_model_have_their_own_sessions_and_policies(loop):
+    @dataclass(frozen=True)
+    class SubModules(EverySecond):
+        parts = frozenset({Part.ATTENTION, Part.TRUNK})
+
+        def decide(self, state, call, site):
+            return Reuse() if site.part is Part.ATTENTION and call.step.index % 2 else Recompute()
+
+    policies = [EverySecond(), SubModules(), Never(), EverySecond(storage="residual")]
+    loops = [Loop(loop.adapter, loop.model, scheduler=copy.deepcopy(loop.scheduler)) for _ in policies]
     expected = []
-    for i, own in enumerate(loops):
-        with session(own, EverySecond()):
-            expected.append(own(seed=i))
-    results, traces = {}, {}
+    for i, (own, policy) in enumerate(zip(loops, policies)):
+        with session(own, policy) as s:
+            expected.append((own(seed=i), s.trace.column("decision")))
+    together = threading.Barrier(len(policies))
+    results = {}
 
     def work(i):
-        with session(loops[i], EverySecond()) as s:
-            results[i] = loops[i](seed=i)
-            traces[i] = s.trace.decisions(s.sites[0])
+        with session(loops[i], policies[i]) as s:
+            together.wait()
+            results[i] = loops[i](seed=i), s.trace.column("decision")
+            together.wait()
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(policies))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for i in range(3):
-        assert torch.equal(results[i], expected[i])
-        assert traces[i] == "CRCRCRCR"
+    for i, (video, decisions) in enumerate(expected):
+        assert torch.equal(results[i][0], video)
+        assert results[i][1] == decisions
 
 
 def test_half_precision(loop):
