@@ -15,6 +15,7 @@ from fsframework.data.video import atomic_path
 from fsframework.run import report_page as page
 from fsframework.run.report_curves import LEFT, RIGHT, WIDTH
 from fsframework.run.report_data import RunData, load_run
+from fsframework.run.report_headline import head
 from fsframework.run.report_runs import run_payload
 from fsframework.run.report_svg import NUM_COLOURS
 from fsframework.run.report_table import csv_lines, latex_lines
@@ -69,11 +70,11 @@ def build_page(runs: Sequence[RunData], title: str) -> str:
     videos = embed(runs)
     links = "".join(f'<a href="#{key}">{name}</a>' for key, name in SECTIONS.items())
     body = [
-        page.head(runs, title),
+        head(runs, title),
         f"<nav><div>{links}</div></nav><main>",
         page.summary(runs),
         page.pareto_section(runs),
-        page.video_section(videos),
+        page.video_section(runs, videos),
         page.reuse_section(runs),
         page.ranking_section(runs, videos),
         page.reproduce_section(runs),

@@ -80,7 +80,11 @@ def curve_panel(grid: TraceGrid, site: int, limits: tuple[float, float], run: in
         if measured:
             marks = places(curves.distance_ST[site], measured)
             out.append(path("M" + "L".join(marks), f"distance {branch}"))
-            out.append(path("".join(f"M{mark}h0" for mark in marks), f"dots {branch}"))
+            most = np.nanmax(curves.count_ST[site])
+            few = [2 * curves.count_ST[site][t] < most for t in measured]
+            for kind, chosen in (("dots", False), ("dots few", True)):
+                dots = "".join(f"M{mark}h0" for mark, is_few in zip(marks, few) if is_few == chosen)
+                out.append(path(dots, f"{kind} {branch}"))
     out.append(path(f"M{LEFT} {floor}H{end}", "axis"))
     return svg(
         out, WIDTH, HEIGHT, "panel", f"distance and threshold of {grid.sites[site]}", f'data-panel="{run}:{site}"'

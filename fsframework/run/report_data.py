@@ -56,6 +56,8 @@ class RunData:
     model: str = "unknown"
     timing: dict[str, str] = field(default_factory=dict)
     """How its seconds were taken, from metrics.json."""
+    remarks: list[str] = field(default_factory=list)
+    """What the run says about its own numbers, from metrics.json."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -123,7 +125,8 @@ def load_run(folder: Path, mark: str) -> RunData:
     timing = metrics.get("timing")
     run.timing = {str(k): str(v) for k, v in timing.items()} if isinstance(timing, dict) else {}
     remarks = metrics.get("notes")
-    run.notes += [str(note) for note in remarks] if isinstance(remarks, list) else []
+    run.remarks = [str(remark) for remark in remarks] if isinstance(remarks, list) else []
+    run.notes += _warnings(rows)
     run.clips = [clip for row in rows if (clip := _clip(folder, row))]
     missing = [clip.index for clip in run.clips if clip.video is None]
     if missing:
@@ -157,6 +160,13 @@ def _summary(run: RunData, rows: Sequence[Json]) -> Json:
         return {}
     run.notes.append(f"The run was interrupted: its numbers are computed here from the {len(rows)} videos it finished.")
     return found
+
+
+def config_differences(runs: Sequence[RunData], ignore: Sequence[str]) -> dict[str, list[str]]:
+    """`differences` of the configs, without the options that every run which knows them has at their default."""
+    chosen = {f"policy.{key}" for run in runs for key in flatten(run.options)} | {"policy.name", "policy"}
+    table = differences([run.config for run in runs], ignore)
+    return {key: values for key, values in table.items() if not key.startswith("policy.") or key in chosen}
 
 
 def differences(trees: Sequence[Json], ignore: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -226,6 +236,16 @@ def _read_rows(run: RunData) -> list[Json]:
     if bad:
         run.notes.append(f"{bad} unfinished lines of videos.jsonl were left out.")
     return sorted(rows, key=lambda row: _number(row.get("index"), 0))
+
+
+def _warnings(rows: Sequence[Json]) -> list[str]:
+    """What the engine warned of while the videos were made, each once."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        found = row.get("warnings")
+        for warning in dict.fromkeys(map(str, found)) if isinstance(found, list) else ():
+            counts[warning] = counts.get(warning, 0) + 1
+    return [f"Warning in {count} of {len(rows)} videos: {warning}" for warning, count in counts.items()]
 
 
 def _measure(value: Any) -> Measure | None:

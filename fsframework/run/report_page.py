@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from html import escape
 
-from fsframework.run.report_data import Clip, RunData, differences, flatten
+from fsframework.run.report_data import Clip, RunData, config_differences, differences, flatten
 from fsframework.run.report_pareto import Point, pareto
 from fsframework.run.report_runs import run_card, run_name, sign
 from fsframework.run.report_table import (
@@ -17,8 +17,6 @@ from fsframework.run.report_table import (
     cell,
     column,
     columns_of,
-    number,
-    spread,
     title_of,
     unit_of,
     with_spread,
@@ -29,75 +27,7 @@ NUM_RANKED = 3
 """Worst and best videos listed per run, each."""
 NOT_CONFIG = ("name", "output", "tracking")
 """Config sections that do not change what is measured."""
-NOT_ENVIRONMENT = ("command", "time", "resumed")
-
-
-def facts(runs: Sequence[RunData]) -> dict[str, str]:
-    """The conditions of the numbers; several values are joined where the runs differ."""
-
-    def joined(values: Sequence[object]) -> str:
-        known = dict.fromkeys(str(v) for v in values if v not in (None, ""))
-        return ", ".join(known) or "not recorded"
-
-    steps = [run.trace.num_steps if run.trace else run.fact("sampling", "num_steps") for run in runs]
-    devices = [_device(run) for run in runs]
-    dtypes = [run.fact("model", "dtype") or run.fact("dtype") for run in runs]
-    sizes = [_size(run) for run in runs]
-    revisions = [_revision(run) for run in runs]
-    return {
-        "Model": joined([run.model for run in runs]),
-        "Steps": joined(steps),
-        "Videos": joined([_sample(run.clips) for run in runs]),
-        "Size": joined(sizes),
-        "Device": joined(devices),
-        "Precision": joined(dtypes),
-        "Revision": joined(revisions),
-    }
-
-
-def headline(runs: Sequence[RunData]) -> str:
-    """One sentence with the numbers that matter and the conditions they hold under (HTML)."""
-    known = facts(runs)
-    conditions = (
-        f"On {known['Model']} ({known['Steps']} steps, {known['Videos']}, {known['Device']}, {known['Precision']})"
-    )
-    speed, psnr = column("speedup"), column("psnr")
-    methods = [r for r in runs if not math.isnan(r.mean("speedup")) and not math.isinf(r.mean("psnr"))]
-    if not methods:
-        return f"{escape(conditions)}: {len(runs)} run{'s' * (len(runs) > 1)}, none with a speedup and a difference to show."
-
-    def shown(run: RunData, c: Column, words: str) -> str:
-        if c.key not in run.measures:
-            return f"{words} that was not measured"
-        measure = run.measures[c.key]
-        mean = f"{number(measure.interval.mean, c.style)} {unit_of(c, measure)}".strip()
-        interval = spread(measure, c.style)
-        return f'{words} of <strong>{escape(mean)}</strong> <span class="keep">({escape(interval)})</span>'
-
-    fastest = max(methods, key=lambda run: run.mean("speedup"))
-    measured = [run for run in methods if not math.isnan(run.mean("psnr"))]
-    closest = max(measured, key=lambda run: run.mean("psnr")) if measured else fastest
-    saved = fastest.mean("flops_saved")
-    flops = "" if math.isnan(saved) else f", saving {100 * saved:.0f} % of the FLOPs"
-    clock = f"{fastest.clock} time"
-    if fastest is closest:
-        return (
-            f"{escape(conditions)}, <b>{escape(fastest.label)}</b> reaches a {shown(fastest, speed, 'speedup')} in {clock}"
-            f"{flops}, at a {shown(fastest, psnr, 'PSNR')} against the reference."
-        )
-    return (
-        f"{escape(conditions)}, <b>{escape(fastest.label)}</b> is fastest, with a {shown(fastest, speed, 'speedup')} in "
-        f"{clock} at a {shown(fastest, psnr, 'PSNR')}; <b>{escape(closest.label)}</b> stays closest to the reference, "
-        f"with a {shown(closest, psnr, 'PSNR')} at a {shown(closest, speed, 'speedup')}."
-    )
-
-
-def head(runs: Sequence[RunData], title: str) -> str:
-    """Title, headline, conditions."""
-    entries = "".join(
-        f"<div><dt>{k}</dt><dd>{escape(v)}</dd></div>" for k, v in facts(runs).items() if v != "not recorded"
-    )
-    return f'<header><h1>{escape(title)}</h1><p class="headline">{headline(runs)}</p><dl class="facts">{entries}</dl></header>'
+NOT_ENVIRONMENT = ("command", "time", "resumed", "load_average")
 
 
 def warnings(runs: Sequence[RunData]) -> str:
@@ -186,7 +116,7 @@ def reuse_section(runs: Sequence[RunData]) -> str:
     )
 
 
-def video_section(videos: Embedded) -> str:
+def video_section(runs: Sequence[RunData], videos: Embedded) -> str:
     """The synchronized players; empty but for a sentence without videos."""
     title = '<section id="videos"><h2>Videos side by side</h2>'
     if not videos.clips:
@@ -194,6 +124,12 @@ def video_section(videos: Embedded) -> str:
     options = "".join(
         f'<option value="{i}">{escape(clip["prompt"])} · seed {clip["seed"]}</option>'
         for i, clip in enumerate(videos.clips)
+    )
+    # From about 38 dB on, four times the difference is too dark to see.
+    fine = all(run.mean("psnr") > 38 for run in runs if "psnr" in run.measures)
+    gains = "".join(
+        f'<option value="{gain}"{" selected" * (gain == (16 if fine else 4))}>{f"{gain}×" if gain else "off"}</option>'
+        for gain in (0, 1, 4, 16, 64)
     )
     left_out = f" {videos.num_left_out} further videos were left out to keep the file small." * bool(
         videos.num_left_out
@@ -212,8 +148,7 @@ def video_section(videos: Embedded) -> str:
         '<label><input type="checkbox" id="loop" checked>loop</label>'
         '<label>speed <select id="speed"><option value="1">1×</option><option value="0.5">½×</option>'
         '<option value="0.25">¼×</option></select></label>'
-        '<label>difference <select id="difference"><option value="0">off</option><option value="1">1×</option>'
-        '<option value="4" selected>4×</option><option value="16">16×</option></select></label></div>'
+        f'<label>difference <select id="difference">{gains}</select></label></div>'
         '<div id="stage"></div></div></section>'
     )
 
@@ -244,7 +179,7 @@ def reproduce_section(runs: Sequence[RunData]) -> str:
     """What differs between the rows, each row's command and config, and what they were made with."""
     parts = ['<section id="reproduce"><h2>Differences and how to reproduce</h2>']
     if len(runs) > 1:
-        table = differences([run.config for run in runs], NOT_CONFIG)
+        table = config_differences(runs, NOT_CONFIG)
         table |= differences([run.environment for run in runs], NOT_ENVIRONMENT)
         parts.append("<h4>What differs between the rows</h4>")
         parts.append(_grid(runs, table) if table else '<p class="small">Nothing that is recorded.</p>')
@@ -324,7 +259,7 @@ def _all_metrics(runs: Sequence[RunData]) -> str:
         unit = unit_of(c, measure)
         label = f"{title_of(c, runs)}\u00a0{arrow(c, measure)}".strip()
         below = f'<span class="unit">{escape(unit)}</span>' if unit else ""
-        cells = "".join(cell(run.measures.get(key), c, -1) for run in runs)
+        cells = "".join(cell(run.measures.get(key), c, 0) for run in runs)
         rows.append(f'<tr><th scope="row">{escape(label)}{below}</th>{cells}</tr>')
     return (
         '<details class="plain"><summary>Everything that was measured</summary><div class="scroll"><table><thead><tr>'
@@ -347,38 +282,13 @@ def _grid(runs: Sequence[RunData], table: dict[str, list[str]]) -> str:
 def _how(runs: Sequence[RunData]) -> str:
     hows = list(dict.fromkeys(run.timing["how"] for run in runs if "how" in run.timing))
     timed = f" Seconds: {'; '.join(hows)}." if hows else ""
+    said: dict[str, list[str]] = {}
+    for run in runs:
+        for remark in run.remarks:
+            said.setdefault(remark, []).append(run.mark)
+    remarks = "".join(f" {', '.join(marks)}: {remark}" for remark, marks in said.items())
     return (
         "Intervals: percentile bootstrap over videos; Wilson's for shares of videos. PSNR pools squared errors over videos "
         "(a mean of decibels would be pulled up by near-identical videos). Reused counts decisions; FLOPs saved counts "
-        f"compute that was really not executed.{timed}"
+        f"compute that was really not executed.{timed}{remarks}"
     )
-
-
-def _sample(clips: Sequence[Clip]) -> str:
-    if not clips:
-        return ""
-    prompts = len({clip.prompt for clip in clips})
-    each = len(clips) / prompts
-    plural = f"{len(clips)} video{'s' * (len(clips) > 1)}"
-    if prompts == len(clips):
-        return f"{plural}, each of another prompt" if prompts > 1 else plural
-    seeds = f"{each:.0f} seeds each" if each == int(each) else "several seeds each"
-    return f"{plural} of {prompts} prompt{'s' * (prompts > 1)} with {seeds}"
-
-
-def _device(run: RunData) -> str:
-    device = str(run.environment.get("device") or run.fact("model", "device") or run.fact("device") or "")
-    name = run.environment.get("gpu") or (run.environment.get("cpu") if device.startswith("cpu") else None)
-    return f"{device} ({name})" if device and name else device
-
-
-def _size(run: RunData) -> str:
-    width, height, frames = (run.fact("sampling", key) for key in ("width", "height", "num_frames"))
-    return f"{width} × {height} pixels, {frames} frames" if width and height and frames else ""
-
-
-def _revision(run: RunData) -> str:
-    git = run.environment.get("git")
-    if isinstance(git, dict) and git.get("revision"):
-        return str(git["revision"])[:10] + (" with changes" if git.get("dirty") else "")
-    return str(run.environment.get("git_revision") or "")[:10]

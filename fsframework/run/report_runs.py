@@ -148,7 +148,8 @@ def _curves(grid: TraceGrid, number: int) -> str:
         f'<ul class="legend"><li>{swatch.format("distance")}distance, mean over videos, where it was measured; '
         f"band: 10th to 90th percentile</li><li>{swatch.format('threshold')}threshold, mean over videos</li></ul>"
         f'<p class="small">x: denoising step. y: in the policy\'s own unit (a mean squared change for Foresight), '
-        f"logarithmic, the same for all blocks of this run.{both}</p>"
+        f"logarithmic, the same for all blocks of this run. A video that reuses a block measures nothing there: pale dots are "
+        f"means of fewer than half as many videos as elsewhere.{both}</p>"
     )
 
 

@@ -125,12 +125,16 @@ def with_spread(measure: Measure, shown: Column) -> str:
 
 
 def cell(measure: Measure | None, shown: Column, usual_n: int) -> str:
-    """A table cell: the mean, below it the 95 % interval, and n where it is not the row's; a dash if not measured."""
+    """A table cell: the mean, below it the 95 % interval, and n where it is not the row's `usual_n` (0: always).
+
+    A dash where nothing was measured.
+    """
     if measure is None or not measure.interval.n or math.isnan(measure.interval.mean):
         return '<td data-value="" class="missing" title="not measured">–</td>'
     value = measure.interval.mean
     sort = {math.inf: "1e999", -math.inf: "-1e999"}.get(value, repr(value))
-    n = "" if measure.interval.n == usual_n else f' <i class="badge">n {measure.interval.n}</i>'
+    kind = "badge" if usual_n else "spread"
+    n = "" if measure.interval.n == usual_n else f'<i class="{kind}">n {measure.interval.n}</i>'
     return (
         f'<td data-value="{sort}"><span class="mean">{number(value, shown.style)}</span>'
         f'<span class="spread">{escape(spread(measure, shown.style))}</span>{n}</td>'

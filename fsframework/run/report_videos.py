@@ -138,10 +138,10 @@ def _read(path: Path) -> tuple[bytes, float, int, bool]:
 
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        fps = float(stream.average_rate or 8)
+        rate = Fraction(stream.average_rate or 8)  # the stream must not be asked once the file is closed
         if path.stat().st_size <= SHRINK_ABOVE_BYTES:
             num_frames = stream.frames or sum(1 for _ in container.decode(video=0))
-            return path.read_bytes(), fps, num_frames, False
+            return path.read_bytes(), float(rate), num_frames, False
         frames = list(container.decode(video=0))
     scale = min(1.0, SHRUNK_SIDE / max(frames[0].width, frames[0].height))
     width, height = (2 * max(1, round(side * scale / 2)) for side in (frames[0].width, frames[0].height))
@@ -149,11 +149,15 @@ def _read(path: Path) -> tuple[bytes, float, int, bool]:
     with av.open(buffer, "w", format="mp4") as container:
         # One thread: with several, the bytes may depend on their timing.
         options = {"crf": "24", "preset": "medium", "threads": "1"}
-        target = container.add_stream("libx264", rate=stream.average_rate or 8, options=options)
+        target = container.add_stream("libx264", rate=rate, options=options)
         target.width, target.height, target.pix_fmt = width, height, "yuv420p"
         for number_, frame in enumerate(frames):
             small = frame.reformat(width, height, "yuv420p")
-            small.pts, small.time_base = number_, 1 / Fraction(stream.average_rate or 8)
+            small.pts, small.time_base, small.pict_type = (
+                number_,
+                1 / rate,
+                0,
+            )  # 0: a frame type of the encoder's choice
             container.mux(target.encode(small))
         container.mux(target.encode())
-    return buffer.getvalue(), fps, len(frames), True
+    return buffer.getvalue(), float(rate), len(frames), True

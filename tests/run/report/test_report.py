@@ -87,6 +87,7 @@ def test_what_differs_between_the_rows_is_listed_and_what_does_not_is_not(html):
     table = visible(re.search(r"What differs between the rows</h4>.*?</table>", html, re.S)[0])
     assert "policy.gamma" in table
     assert "num_steps" not in table
+    assert "policy.interval" not in table  # at its default in the only run that has it
 
 
 def test_commands_and_configs_are_there_to_reproduce_each_row(html, runs):
@@ -123,6 +124,34 @@ def test_a_missing_or_broken_file_is_said_on_the_page(run, tmp_path, name):
     missing = visible(page_of(run, tmp_path=tmp_path))
     assert "There is no" in missing
     assert name in missing
+
+
+def test_what_a_run_says_about_itself_and_what_the_engine_warned_of_is_shown(run, tmp_path):
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["notes"] = ["speedups are of 2 of 6 videos."]
+    metrics["timing"] = {"clock_of_speedup": "wall seconds", "how": "side by side"}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    rows = [json.loads(line) for line in (run / "videos.jsonl").read_text().splitlines()]
+    for row in rows[:2]:
+        row["warnings"] = ["a distance is not finite"]
+    (run / "videos.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = visible(page_of(run, tmp_path=tmp_path))
+    assert "A: speedups are of 2 of 6 videos." in words
+    assert "Warning in 2 of 6 videos: a distance is not finite" in words
+    assert "Seconds: side by side." in words
+    assert "Speedup, wall" in words
+    assert "process CPU" not in words
+
+
+def test_a_condition_that_was_not_recorded_is_not_claimed(run, tmp_path):
+    config = (run / "config.yaml").read_text().replace("dtype: float32", "dtype: null")
+    (run / "config.yaml").write_text(config)
+    environment = json.loads((run / "environment.json").read_text())
+    del environment["dtype"]
+    (run / "environment.json").write_text(json.dumps(environment))
+    words = visible(page_of(run, tmp_path=tmp_path))
+    assert "float32" not in words
+    assert "not recorded" not in words
 
 
 def test_missing_videos_are_counted(run, tmp_path):

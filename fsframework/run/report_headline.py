@@ -1,0 +1,110 @@
+"""The top of the report: one sentence with the result, and the conditions it holds under."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+from fsframework.run.report_data import Clip, RunData
+from fsframework.run.report_table import Column, column, number, spread, unit_of
+
+UNKNOWN = "not recorded"
+
+
+def facts(runs: Sequence[RunData]) -> dict[str, str]:
+    """The conditions of the numbers; several values are joined where the runs differ."""
+
+    def joined(values: Sequence[object]) -> str:
+        known = dict.fromkeys(str(v) for v in values if v not in (None, ""))
+        return ", ".join(known) or UNKNOWN
+
+    steps = [run.trace.num_steps if run.trace else run.fact("sampling", "num_steps") for run in runs]
+    devices = [_device(run) for run in runs]
+    dtypes = [run.fact("model", "dtype") or run.fact("dtype") for run in runs]
+    sizes = [_size(run) for run in runs]
+    revisions = list(dict.fromkeys(filter(None, map(_revision, runs))))
+    if len(revisions) > 2:
+        revisions = [f"{len(revisions)} different ones, listed below"]
+    return {
+        "Model": joined([run.model for run in runs]),
+        "Steps": joined(steps),
+        "Videos": joined([_sample(run.clips) for run in runs]),
+        "Size": joined(sizes),
+        "Device": joined(devices),
+        "Precision": joined(dtypes),
+        "Revision": joined(revisions),
+    }
+
+
+def headline(runs: Sequence[RunData]) -> str:
+    """One sentence with the numbers that matter and the conditions they hold under (HTML)."""
+    known = facts(runs)
+    inside = [f"{known['Steps']} steps", known["Videos"], known["Device"], known["Precision"]]
+    conditions = f"On {known['Model']} ({', '.join(value for value in inside if UNKNOWN not in value)})"
+    speed, psnr = column("speedup"), column("psnr")
+    methods = [r for r in runs if not math.isnan(r.mean("speedup")) and not math.isinf(r.mean("psnr"))]
+    if not methods:
+        return f"{escape(conditions)}: {len(runs)} run{'s' * (len(runs) > 1)}, none with a speedup and a difference to show."
+
+    def shown(run: RunData, c: Column, words: str) -> str:
+        if c.key not in run.measures:
+            return f"{words} that was not measured"
+        measure = run.measures[c.key]
+        mean = f"{number(measure.interval.mean, c.style)} {unit_of(c, measure)}".strip()
+        interval = spread(measure, c.style)
+        return f'{words} of <strong>{escape(mean)}</strong> <span class="keep">({escape(interval)})</span>'
+
+    fastest = max(methods, key=lambda run: run.mean("speedup"))
+    measured = [run for run in methods if not math.isnan(run.mean("psnr"))]
+    closest = max(measured, key=lambda run: run.mean("psnr")) if measured else fastest
+    saved = fastest.mean("flops_saved")
+    flops = "" if math.isnan(saved) else f", saving {100 * saved:.0f} % of the FLOPs"
+    clock = f"{fastest.clock} time"
+    if fastest is closest:
+        return (
+            f"{escape(conditions)}, <b>{escape(fastest.label)}</b> reaches a {shown(fastest, speed, 'speedup')} in {clock}"
+            f"{flops}, at a {shown(fastest, psnr, 'PSNR')} against the reference."
+        )
+    return (
+        f"{escape(conditions)}, <b>{escape(fastest.label)}</b> is fastest, with a {shown(fastest, speed, 'speedup')} in "
+        f"{clock} at a {shown(fastest, psnr, 'PSNR')}; <b>{escape(closest.label)}</b> stays closest to the reference, "
+        f"with a {shown(closest, psnr, 'PSNR')} at a {shown(closest, speed, 'speedup')}."
+    )
+
+
+def head(runs: Sequence[RunData], title: str) -> str:
+    """Title, headline, conditions."""
+    known = {key: value for key, value in facts(runs).items() if value != UNKNOWN}
+    entries = "".join(f"<div><dt>{key}</dt><dd>{escape(value)}</dd></div>" for key, value in known.items())
+    return f'<header><h1>{escape(title)}</h1><p class="headline">{headline(runs)}</p><dl class="facts">{entries}</dl></header>'
+
+
+def _sample(clips: Sequence[Clip]) -> str:
+    if not clips:
+        return ""
+    prompts = len({clip.prompt for clip in clips})
+    each = len(clips) / prompts
+    plural = f"{len(clips)} video{'s' * (len(clips) > 1)}"
+    if prompts == len(clips):
+        return f"{plural}, each of another prompt" if prompts > 1 else plural
+    seeds = f"{each:.0f} seeds each" if each == int(each) else "several seeds each"
+    return f"{plural} of {prompts} prompt{'s' * (prompts > 1)} with {seeds}"
+
+
+def _device(run: RunData) -> str:
+    device = str(run.environment.get("device") or run.fact("model", "device") or run.fact("device") or "")
+    name = run.environment.get("gpu") or (run.environment.get("cpu") if device.startswith("cpu") else None)
+    return f"{device} ({name})" if device and name else device
+
+
+def _size(run: RunData) -> str:
+    width, height, frames = (run.fact("sampling", key) for key in ("width", "height", "num_frames"))
+    return f"{width} × {height} pixels, {frames} frames" if width and height and frames else ""
+
+
+def _revision(run: RunData) -> str:
+    git = run.environment.get("git")
+    if isinstance(git, dict) and git.get("revision"):
+        return str(git["revision"])[:10] + (" with changes" if git.get("dirty") else "")
+    return str(run.environment.get("git_revision") or "")[:10]
