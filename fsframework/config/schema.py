@@ -104,6 +104,9 @@ class LaunchConfig:
     num_processes: int = 1
     """Process r makes videos r, r + n, r + 2n, ...; the videos do not depend on n. Processes on one CPU compete, so
     compare times at 1."""
+    num_threads: int | None = None
+    """CPU threads of each process, >= 1; null: as many as torch takes. For small models 1 costs the least CPU time and
+    gives the steadiest speedups."""
 
 
 @dataclass
@@ -163,6 +166,7 @@ MINIMUM: dict[str, float] = {
     "seeds.per_prompt": 1,
     "reference.timing_videos": 0,
     "launch.num_processes": 1,
+    "launch.num_threads": 1,
     "output.min_video_pixels": 1,
 }
 """Smallest value of a number."""

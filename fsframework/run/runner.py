@@ -115,6 +115,10 @@ def _prepare(plan: Plan, model: LoadedModel | None, runs_dir: Path, world: launc
     """Load and check; writes nothing."""
     config = plan.config
     quiet_libraries()
+    if config.launch.num_threads is not None:
+        import torch
+
+        torch.set_num_threads(config.launch.num_threads)
     if model is None:
         model = load(plan)
     model.pipe.set_progress_bar_config(disable=True)
@@ -124,6 +128,7 @@ def _prepare(plan: Plan, model: LoadedModel | None, runs_dir: Path, world: launc
         "model": artifacts.model_fingerprint(model.path),
         "dtype": str(next(model.transformer.parameters()).dtype).removeprefix("torch."),
         "device": plan.device.type,
+        "threads": config.launch.num_threads,  # sums are split among threads, so the last bits depend on it
         "sampling": sampling,
     }
     identity = {

@@ -142,7 +142,7 @@ def test_the_directory_depends_on_what_changes_results_and_on_nothing_else(overr
     assert directory("launch.num_processes=2") == same
     for change in (
         "policy.interval=3", "sampling.num_steps=9", "seeds.base=1", "prompts.limit=2", "metrics=[psnr]",
-        "sampling.guidance_scale=2.0", "reference.timing_videos=1", "policy=full",
+        "sampling.guidance_scale=2.0", "reference.timing_videos=1", "policy=full", "launch.num_threads=1",
     ):  # fmt: skip
         assert directory(change) != same, change
     assert directory("name=other").partition("-")[2] == same.partition("-")[2]
