@@ -234,7 +234,7 @@ def _read_rows(run: RunData) -> list[Json]:
         if isinstance(row, dict):
             rows.append(row)
     if bad:
-        run.notes.append(f"{bad} unfinished lines of videos.jsonl were left out.")
+        run.notes.append(f"Unfinished lines of videos.jsonl, left out: {bad}.")
     return sorted(rows, key=lambda row: _number(row.get("index"), 0))
 
 

@@ -29,7 +29,7 @@ def facts(runs: Sequence[RunData]) -> dict[str, str]:
     return {
         "Model": joined([run.model for run in runs]),
         "Steps": joined(steps),
-        "Videos": joined([_sample(run.clips) for run in runs]),
+        "Videos": _samples(runs),
         "Size": joined(sizes),
         "Device": joined(devices),
         "Precision": joined(dtypes),
@@ -80,6 +80,14 @@ def head(runs: Sequence[RunData], title: str) -> str:
     return f'<header><h1>{escape(title)}</h1><p class="headline">{headline(runs)}</p><dl class="facts">{entries}</dl></header>'
 
 
+def _samples(runs: Sequence[RunData]) -> str:
+    different = list(dict.fromkeys(text for run in runs if (text := _sample(run.clips))))
+    if len(different) < 2:
+        return "".join(different) or UNKNOWN
+    counts = [len(run.clips) for run in runs if run.clips]
+    return f"{min(counts)} to {max(counts)} videos" if min(counts) < max(counts) else f"{counts[0]} videos"
+
+
 def _sample(clips: Sequence[Clip]) -> str:
     if not clips:
         return ""
@@ -95,7 +103,7 @@ def _sample(clips: Sequence[Clip]) -> str:
 def _device(run: RunData) -> str:
     device = str(run.environment.get("device") or run.fact("model", "device") or run.fact("device") or "")
     name = run.environment.get("gpu") or (run.environment.get("cpu") if device.startswith("cpu") else None)
-    return f"{device} ({name})" if device and name else device
+    return f"{device}, {name}" if device and name else device
 
 
 def _size(run: RunData) -> str:

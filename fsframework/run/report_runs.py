@@ -25,7 +25,10 @@ def sign(run: int) -> str:
 
 def run_name(run: RunData, number: int, badge: str = "") -> str:
     """Marker, letter and policy, the non-default options below."""
-    options = " ".join(f"<span>{escape(f'{key}={plain(value)}')}</span>" for key, value in run.options.items())
+    options = " ".join(
+        f"<span>{escape(f'{key}={plain(value)}').replace('_', '_<wbr>').replace('=', '=<wbr>')}</span>"
+        for key, value in run.options.items()
+    )
     below = f'<span class="options">{options}</span>' if options else ""
     warning = f'<span class="badge">{escape(badge)}</span>' if badge else ""
     return f'<span class="run-name">{sign(number)}<b>{run.mark}&nbsp;{escape(run.policy)}</b>{below}{warning}</span>'

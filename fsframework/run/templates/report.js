@@ -149,6 +149,7 @@ function openClip(number) {
     video.addEventListener("loadedmetadata", smooth, { once: true });
     video.addEventListener("loadeddata", () => seek(player.frame), { once: true });
     video.addEventListener("seeked", drawDifferences);
+    watch(video);
     figure.append(video);
     const view = { video, reference: byFile.get(cell.reference), canvas: null };
     if (cell.run < 0) byFile.set(cell.file, video);
@@ -167,6 +168,16 @@ function openClip(number) {
   }
   one("#clip").value = String(number);
   seek(0);
+}
+// Which frame a player really shows: two players are a moment apart while playing, and frames of different times differ.
+function watch(video) {
+  if (!video.requestVideoFrameCallback) return;
+  const note = (_, shown) => {
+    video.shownFrame = Math.round(shown.mediaTime * data.videos.fps);
+    drawDifferences();
+    video.requestVideoFrameCallback(note);
+  };
+  video.requestVideoFrameCallback(note);
 }
 function seek(frame) {
   player.frame = Math.min(data.videos.frames - 1, Math.max(0, frame));
@@ -209,7 +220,6 @@ function follow() {
   }
   player.frame = Math.min(data.videos.frames - 1, Math.floor(leader.currentTime * data.videos.fps));
   showFrame();
-  drawDifferences();
   requestAnimationFrame(follow);
 }
 const scratch = document.createElement("canvas");
@@ -226,6 +236,7 @@ function drawDifferences() {
     if (!canvas) continue;
     canvas.hidden = gain === 0;
     if (gain === 0 || video.readyState < 2 || reference.readyState < 2) continue;
+    if (video.shownFrame !== reference.shownFrame) continue;
     const [width, height] = [video.videoWidth, video.videoHeight];
     const own = pixels(video, width, height);
     const wanted = pixels(reference, width, height).data;
@@ -238,7 +249,11 @@ function drawDifferences() {
 }
 if (player.stage) {
   one("#clip").addEventListener("change", (event) => openClip(Number(event.target.value)));
-  player.play.addEventListener("click", () => (player.playing ? pause() : start()));
+  player.play.addEventListener("click", () => {
+    if (!player.playing) return start();
+    pause();
+    seek(player.frame);
+  });
   one("#back").addEventListener("click", () => { pause(); seek(player.frame - 1); });
   one("#forward").addEventListener("click", () => { pause(); seek(player.frame + 1); });
   player.scrub.addEventListener("input", () => { pause(); seek(Number(player.scrub.value)); });

@@ -179,6 +179,26 @@ def test_difference_is_black_for_full_compute_and_not_for_reuse(browser, report)
     assert browser.js("[...document.querySelectorAll('#stage canvas')].every((c) => c.hidden)")
 
 
+def test_difference_never_mixes_frames_while_playing(browser, report):
+    browser.open(report)
+    # Full compute is the reference's own file: any light in its difference is a frame of another time.
+    watch = """(async () => {
+        const canvas = document.querySelector('#stage canvas'), context = canvas.getContext('2d');
+        let worst = 0, frames = new Set();
+        for (const end = performance.now() + 3000; performance.now() < end;) {
+            await new Promise(requestAnimationFrame);
+            const pixels = context.getImageData(0, 0, canvas.width, canvas.height).data;
+            worst = Math.max(worst, pixels.reduce((s, v, i) => s + (i % 4 < 3 ? v : 0), 0));
+            frames.add(document.querySelector('#frame').textContent);
+        }
+        return [worst, frames.size];
+    })()"""
+    browser.click("#play")
+    worst, num_frames = browser.js(watch)
+    assert worst == 0
+    assert num_frames > 5
+
+
 def test_another_prompt_can_be_picked_also_from_the_worst_and_best(browser, report):
     browser.open(report)
     browser.js("const c = document.querySelector('#clip'); c.value = '2'; c.dispatchEvent(new Event('change'))")
