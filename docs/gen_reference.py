@@ -240,8 +240,8 @@ def _enum_docs(source: str, name: str) -> dict[str, str]:
 
 
 def markdown_of(docstring: str) -> str:
-    """A docstring as Markdown: its code blocks are already indented."""
-    text = inspect.cleandoc(docstring)
+    """A docstring as Markdown for a page in reference/: its code blocks are already indented, its paths become links."""
+    text = inspect.cleandoc(docstring).replace("docs/footguns.md", "[Footguns](../footguns.md)")
     return re.sub(r"(?m)::$", ":", text) + "\n"
 
 

@@ -1,7 +1,8 @@
 """The documentation holds: its code runs, its names exist, its YAML is valid, its links lead somewhere.
 
 Every python block of a tutorial or how-to is run, page by page in one namespace, unless the line before it says
-`<!-- not run: reason -->`. A block with a title is a file of that name. `tiny-latte` is a random pipeline here.
+`<!-- not run: reason -->`. A block with a title is a file of that name; the tests in such a file are run.
+`tiny-latte` is a random pipeline here.
 """
 
 from __future__ import annotations
@@ -108,6 +109,11 @@ def test_the_code_of_a_page_runs(page, tiny_model, registries, tmp_path, monkeyp
             (tmp_path / block.title).write_text(block.text)
         elif block.language == "python" and block.is_run:
             exec(compile(block.text, name_of(page), "exec"), namespace)
+    for file in tmp_path.glob("test_*.py"):
+        tests: dict[str, Any] = {"__name__": file.stem, "__file__": str(file)}
+        exec(compile(file.read_text(), str(file), "exec"), tests)
+        for name in [name for name in tests if name.startswith("test_")]:
+            tests[name]()
 
 
 def test_tutorials_and_how_tos_have_code_that_runs():
@@ -119,16 +125,24 @@ def test_tutorials_and_how_tos_have_code_that_runs():
     }
 
 
-def test_the_first_policy_runs_through_its_yaml_file(tiny_model, registries, tmp_path):
+@pytest.fixture(scope="module")
+def first_policy_run(tiny_model, tmp_path_factory):
+    """The run directory of the tutorial's policy, through its own YAML file."""
     from fsframework.run.runner import run
 
+    here = tmp_path_factory.mktemp("first-policy")
     for block in blocks_of(DOCS / "tutorials" / "first-policy.md"):
         if block.title:
-            (tmp_path / block.title).write_text(block.text)
+            (here / block.title).write_text(block.text)
     sampling = "sampling={num_steps: 8, num_frames: 8, height: 16, width: 16}"
-    options = ["metrics=[psnr]", "tracking.wandb=disabled", f"output.runs_dir={tmp_path / 'runs'}"]
-    folder = run(load_config(tmp_path / "run.yaml", [sampling, *options]), tiny_model)
-    metrics = json.loads((folder / "metrics.json").read_text())
+    before = dict(POLICIES._entries)
+    yield run(load_config(here / "run.yaml", [sampling, f"output.runs_dir={here / 'runs'}"]), tiny_model)
+    POLICIES._entries.clear()
+    POLICIES._entries.update(before)
+
+
+def test_the_first_policy_runs_through_its_yaml_file(first_policy_run):
+    metrics = json.loads((first_policy_run / "metrics.json").read_text())
     assert metrics["policy"] == "middle"
     assert metrics["reuse_fraction"]["mean"] == 2 / 4 * 2 / 8  # 4 blocks: the middle two; steps 4 and 6 of 8
 
@@ -242,16 +256,12 @@ def test_the_trace_page_holds_every_column():
     assert all(f"| `{name}` |" in text for name in COLUMNS)
 
 
-def test_the_run_directory_page_names_every_file_and_key(tiny_model, tmp_path):
-    from fsframework.run.runner import run
-
-    options = ["policy={name: static, warmup: 1}", "sampling={num_steps: 3, num_frames: 8, height: 16, width: 16}"]
-    options += ["prompts=[digit 6 is moving up and down]", "tracking.wandb=disabled", f"output.runs_dir={tmp_path}"]
-    folder = run(load_config(None, options), tiny_model)
+def test_the_run_directory_page_names_every_file_and_key(first_policy_run):
+    folder = first_policy_run
     page = (DOCS / "reference" / "run-directory.md").read_text()
     names = [path.name for path in folder.iterdir()]
     names += json.loads((folder / "metrics.json").read_text())
-    names += json.loads((folder / "videos.jsonl").read_text())
+    names += json.loads((folder / "videos.jsonl").read_text().splitlines()[0])
     names += json.loads((folder / "environment.json").read_text())
     missing = [name for name in names if f"`{name}`" not in page and f"`{name}/`" not in page]
     assert not missing
