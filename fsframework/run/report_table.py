@@ -40,6 +40,10 @@ NO_DIRECTION = ("reuse_fraction",)
 """More is neither better nor worse."""
 OTHER = {
     "flops_speedup": Column("flops_speedup", "FLOPs speedup", "x", "full compute's FLOPs / executed FLOPs"),
+    "cpu_seconds": Column("cpu_seconds", "Process CPU time", ".2f", "of one video, all threads"),
+    "wall_seconds": Column("wall_seconds", "Wall time", ".2f", "of one video"),
+    "reference_cpu_seconds": Column("reference_cpu_seconds", "Reference, process CPU time", ".2f", "of one video"),
+    "reference_wall_seconds": Column("reference_wall_seconds", "Reference, wall time", ".2f", "of one video"),
     "digit": Column("digit", "Digit", "percent", "share of videos with the prompt's digit"),
     "motion": Column("motion", "Motion", "percent", "share of videos with the prompt's motion"),
     "ms_ssim": Column("ms_ssim", "MS-SSIM", ".4f", "multi-scale structural similarity with the reference"),
