@@ -124,6 +124,7 @@ def _merge(into: Any, content: dict[str, Any], where: str) -> None:
 
 def _check_keys(content: Mapping[str, Any], schema: Any, prefix: str, where: str) -> None:
     hints = {f.name: f.default_factory for f in dataclasses.fields(schema)}
+    types = {f.name: str(f.type) for f in dataclasses.fields(schema)}
     for key, value in content.items():
         if key not in hints:
             known = [prefix + name for name in hints]
@@ -131,6 +132,9 @@ def _check_keys(content: Mapping[str, Any], schema: Any, prefix: str, where: str
         section_class = hints[key]
         if prefix + key in LISTS and not _is_list_of_strings(value):
             raise ValueError(f"{where}: {prefix}{key} must be a list of strings, such as [a, b]; found {value!r}")
+        if isinstance(value, bool) and types[key].startswith("str"):
+            # YAML reads on, off, yes and no as true and false.
+            raise ValueError(f"{where}: {prefix}{key} must be a string; found {value}: put the word in quotes")
         if isinstance(section_class, type) and dataclasses.is_dataclass(section_class):
             if not isinstance(value, Mapping):
                 raise ValueError(f"{where}: {prefix}{key} is a section of keys, found {value!r}")

@@ -221,7 +221,7 @@ def environment(device: str, git_folder: Path) -> dict[str, Any]:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """{"revision", "dirty"} of the checkout that `folder` lies in; None outside of one."""
+    """{"revision", "dirty"} of the checkout that the package in `folder` belongs to; None if it was installed."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20)
@@ -229,6 +229,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return done.stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # an environment may lie inside somebody else's checkout
         return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.SubprocessError):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ class Progress:
         self._quiet = quiet
         self._title, self._total, self._done = title, total, done
         self._bar: Any = None
-        if sys.stderr.isatty() and not quiet:
+        if sys.stderr.isatty() and shutil.get_terminal_size((0, 0)).columns > 0 and not quiet:
             shape = "{desc} {bar:24} {n_fmt}/{total_fmt} videos  {elapsed} gone, {remaining} left{postfix}"
             self._bar = tqdm(total=total, initial=done, desc=title, bar_format=shape, file=sys.stderr, leave=True)
 

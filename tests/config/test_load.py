@@ -69,6 +69,7 @@ def test_choosing_another_policy_on_the_command_line_drops_the_options_of_the_fi
         ("sampling.guidance_scale=big", ["sampling.guidance_scale must be a number; found 'big'"]),
         ("model.offload=maybe", ["model.offload must be true or false; found 'maybe'"]),
         ("sampling=3", ["sampling is a section of keys, found 3"]),
+        ("name=on", ["name must be a string; found True: put the word in quotes"]),
         ("metrics=psnr", ["metrics must be a list of strings", "found 'psnr'"]),
         ("tracking.wandb=ofline", ["Did you mean 'offline'?"]),
         ("seeds.per_prompt=0", ["seeds.per_prompt=0 must be at least 1"]),
