@@ -173,11 +173,11 @@ def host_reads() -> dict[str, float]:
     for name, policy in (("full", FullCompute()), ("static", StaticReuse()), ("foresight", Foresight(gamma=2.0))):
         with count_host_reads() as bare:
             cpu_seconds(call, num_steps)
-        with ReuseEngine(adapter.bind(model), policy, timesteps=list(range(num_steps))) as session:
-            with count_host_reads() as found:
-                for step in range(num_steps):
-                    session.step(step)
-                    call(step)
+        engine = ReuseEngine(adapter.bind(model), policy, timesteps=list(range(num_steps)))
+        with engine as session, count_host_reads() as found:
+            for step in range(num_steps):
+                session.step(step)
+                call(step)
         out[name] = (len(found) - len(bare)) / num_steps
         print(f"  {name:<44} {out[name]:8.3f} per step     (own counter: {session.meter.num_reads / num_steps:.3f})")
     return out
