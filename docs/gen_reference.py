@@ -197,11 +197,11 @@ def models() -> str:
     from fsframework.models.loading import checkpoints
 
     rows = []
-    for name, (adapter, c) in sorted(checkpoints().items()):
-        size = f"{c.width} x {c.height}, {c.num_frames} frames"
+    for name, (_, c) in sorted(checkpoints().items()):
+        sampling = f"{c.width} x {c.height}, {c.num_frames} frames, {c.num_steps} steps, guidance {c.guidance_scale:g}"
         source = f"`{c.source}`" if "/" in c.source else "in the package"
-        rows.append((f"`{name}`", adapter.__name__, source, size, str(c.num_steps), f"{c.guidance_scale:g}", c.dtype))
-    return table(("name", "adapter", "source", "size", "steps", "guidance", "dtype on a GPU"), rows)
+        rows.append((f"`{name}`", source, sampling, c.dtype))
+    return table(("name", "source", "sampling", "dtype on a GPU"), rows)
 
 
 def commands() -> str:

@@ -26,6 +26,7 @@ import fsframework.policies
 from fsframework.config.load import load_config
 from fsframework.core import ADAPTERS, POLICIES, Checkpoint, LoadedModel
 from fsframework.core.trace import COLUMNS
+from fsframework.metrics import METRICS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -136,7 +137,8 @@ def first_policy_run(tiny_model, tmp_path_factory):
             (here / block.title).write_text(block.text)
     sampling = "sampling={num_steps: 8, num_frames: 8, height: 16, width: 16}"
     before = dict(POLICIES._entries)
-    yield run(load_config(here / "run.yaml", [sampling, f"output.runs_dir={here / 'runs'}"]), tiny_model)
+    quick = ["metrics=[psnr]", "tracking.wandb=disabled", f"output.runs_dir={here / 'runs'}"]
+    yield run(load_config(here / "run.yaml", [sampling, *quick]), tiny_model)
     POLICIES._entries.clear()
     POLICIES._entries.update(before)
 
@@ -215,6 +217,12 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\s-]", "", t).strip().lower().replace(" ", "-") for t in titles}
 
 
+def test_the_config_shown_in_the_first_run_is_the_one_that_is_run():
+    shown = next(b.text for b in blocks_of(DOCS / "tutorials" / "first-run.md") if b.language == "yaml")
+    file = (ROOT / "experiments" / "quickstart" / "run.yaml").read_text()
+    assert shown == "".join(line for line in file.splitlines(keepends=True) if not line.startswith("#"))
+
+
 def test_every_page_is_in_the_navigation():
     nav = re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text())
     assert sorted(nav) == sorted(name_of(page) for page in PAGES)
@@ -260,6 +268,7 @@ def test_the_run_directory_page_names_every_file_and_key(first_policy_run):
     folder = first_policy_run
     page = (DOCS / "reference" / "run-directory.md").read_text()
     names = [path.name for path in folder.iterdir()]
+    names += ["wandb", *(name for _, metric in METRICS.items() for name in metric.value_names())]
     names += json.loads((folder / "metrics.json").read_text())
     names += json.loads((folder / "videos.jsonl").read_text().splitlines()[0])
     names += json.loads((folder / "environment.json").read_text())
