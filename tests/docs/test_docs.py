@@ -276,6 +276,16 @@ def test_the_run_directory_page_names_every_file_and_key(first_policy_run):
     assert not missing
 
 
+def test_a_picture_is_shown_once_it_is_there(tmp_path):
+    reference = generator()
+    reference.DOCS = tmp_path
+    marker = "<!-- picture: assets/demo.webp | Two videos -->"
+    assert reference.fill(marker) == ""
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets" / "demo.webp").touch()
+    assert reference.fill(marker) == "![Two videos](assets/demo.webp)"
+
+
 def test_the_docs_need_no_other_host():
     text = (ROOT / "mkdocs.yml").read_text()
     assert "font: false" in text
