@@ -235,23 +235,29 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def record_environment(directory: RunDirectory, now: Mapping[str, Any]) -> str | None:
-    """Write environment.json; when a run is resumed, keep the first and list the later ones under `resumed`.
+def record_environment(directory: RunDirectory, now: Mapping[str, Any]) -> None:
+    """Write environment.json; when a run is resumed, keep the first and list the later ones under `resumed`."""
+    content = dict(now)
+    if directory.environment.is_file():
+        content = json.loads(directory.environment.read_text())
+        content.setdefault("resumed", []).append({"git": now["git"], "command": now["command"], "time": now["time"]})
+    write_text(directory.environment, to_json(content, indent=2) + "\n")
 
-    Returns a sentence if the code changed in between, since the finished videos were made with other code.
+
+def code_changed(directory: RunDirectory, now: Mapping[str, Any] | None) -> str | None:
+    """A sentence if finished videos were made at another git revision than `now` (of `git_state`); else None.
+
+    The run's hash covers the policy's own code, not the engine's or the model's.
     """
-    if not directory.environment.is_file():
-        write_text(directory.environment, to_json(now, indent=2) + "\n")
+    if now is None or not directory.environment.is_file():
         return None
-    before = json.loads(directory.environment.read_text())
-    before.setdefault("resumed", []).append({"git": now["git"], "command": now["command"], "time": now["time"]})
-    write_text(directory.environment, to_json(before, indent=2) + "\n")
-    if before["git"] and now["git"] and before["git"]["revision"] != now["git"]["revision"]:
-        return (
-            f"this run began at revision {before['git']['revision'][:8]} and goes on at {now['git']['revision'][:8]}; "
-            f"its finished videos are kept. Delete {directory.path} to make them anew."
-        )
-    return None
+    before = json.loads(directory.environment.read_text())["git"]
+    if not before or before["revision"] == now["revision"]:
+        return None
+    return (
+        f"finished videos of {directory.path} were made at revision {before['revision'][:8]}, now it is "
+        f"{now['revision'][:8]}; they are kept. Delete the directory to make them anew."
+    )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -33,6 +33,7 @@ SLOW_REFERENCE_SECONDS = 60.0
 """From here on full compute is timed beside the method for a few videos only, unless the config says otherwise."""
 NUM_SLOW_TIMINGS = 3
 _WARM_UP_STEPS = 2
+_PACKAGE = Path(fsframework.__file__).resolve().parent
 _COSTS = ("reuse_fraction", "flops_executed", "flops_full", "flops_saved", "cache_bytes_peak", "host_reads_per_step")
 """Entries of a session's summary that go into a video's record."""
 
@@ -60,10 +61,13 @@ def run(config: RunConfig, model: LoadedModel | None = None) -> Path:
     job = _prepare(plan, model, runs_dir, world)
     total = len(plan.clips)
     if len(job.directory.read_records()) == total and job.directory.metrics.is_file():
-        print(f"{job.directory.path}: all {total} videos are there already", file=sys.stderr)
+        if world.is_first:
+            print(f"{job.directory.path}: all {total} videos are there already", file=sys.stderr)
+            if changed := artifacts.code_changed(job.directory, artifacts.git_state(_PACKAGE)):
+                print(f"note: {changed}", file=sys.stderr)
+            if not job.directory.report.is_file():
+                _write_report(job)
         world.barrier()
-        if world.is_first and not job.directory.report.is_file():
-            _write_report(job)
         return job.directory.path
     if world.is_first:
         job.directory.create()
@@ -182,10 +186,10 @@ def _write_head(job: _Job, progress: Progress) -> None:
         artifacts.write_text(job.directory.path / copies[-1], plugin.read_text(encoding="utf-8"))
     resolved["plugins"] = copies
     artifacts.write_text(job.directory.config, OmegaConf.to_yaml(OmegaConf.create(resolved)))
-    now = artifacts.environment(str(job.plan.device), Path(fsframework.__file__).resolve().parent)
-    changed = artifacts.record_environment(job.directory, now)
-    if changed:
+    now = artifacts.environment(str(job.plan.device), _PACKAGE)
+    if changed := artifacts.code_changed(job.directory, now["git"]):
         progress.note(changed)
+    artifacts.record_environment(job.directory, now)
 
 
 def _generate(job: _Job, done: set[int], progress: Progress, tracker: Tracker) -> None:

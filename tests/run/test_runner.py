@@ -124,6 +124,18 @@ def test_the_saved_config_repeats_the_run_into_the_same_directory(finished, load
     assert "all 3 videos are there already" in capsys.readouterr().err
 
 
+def test_videos_made_by_other_code_are_kept_with_a_note(overrides, loaded_model, monkeypatch, capsys):
+    monkeypatch.setattr("fsframework.run.artifacts.git_state", lambda _: {"revision": "a" * 40, "dirty": False})
+    folder = run(load_config(None, overrides), loaded_model)
+    assert "made at revision" not in capsys.readouterr().err
+    monkeypatch.setattr("fsframework.run.artifacts.git_state", lambda _: {"revision": "b" * 40, "dirty": False})
+    for missing in ((), ("metrics.json",)):
+        for name in missing:
+            (folder / name).unlink()
+        run(load_config(None, overrides), loaded_model)
+        assert "made at revision aaaaaaaa, now it is bbbbbbbb" in capsys.readouterr().err
+
+
 def test_a_finished_run_is_not_touched_again(finished, loaded_model):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     run(load_config(finished / "config.yaml"), loaded_model)
