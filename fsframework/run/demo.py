@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from fsframework.config.load import load_config
+from fsframework.run.job import load
 from fsframework.run.resolve import make_plan
 from fsframework.run.results import table
-from fsframework.run.runner import load, run
+from fsframework.run.runner import run
 
 RUNS_DIR = "runs/demo"
 CAPTIONS = (

@@ -6,9 +6,7 @@ import dataclasses
 import json
 import math
 import sys
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +16,11 @@ from fsframework.config.schema import RunConfig
 from fsframework.data.prompts import Clip
 from fsframework.data.video import write_video
 from fsframework.run import artifacts, launch
-from fsframework.run.artifacts import RunDirectory
 from fsframework.run.attach import reuse
-from fsframework.run.progress import Progress, quiet_libraries, reuse_warnings_as_notes
-from fsframework.run.reference import ReferenceCache, Timed, generate_timed
-from fsframework.run.resolve import Plan, check_policy_fits, make_plan, policy_source_digest, sampling_of
+from fsframework.run.job import Job, prepare
+from fsframework.run.progress import Progress, reuse_warnings_as_notes
+from fsframework.run.reference import Timed, generate_timed
+from fsframework.run.resolve import make_plan
 from fsframework.run.results import summarize
 from fsframework.run.tracking import Tracker
 
@@ -58,7 +56,7 @@ def run(config: RunConfig, model: LoadedModel | None = None) -> Path:
     world = launch.start(config.launch.num_processes, plan.device)
     if world.device is not None and plan.device.type == "cuda":
         plan = dataclasses.replace(plan, device=world.device)
-    job = _prepare(plan, model, runs_dir, world)
+    job = prepare(plan, model, runs_dir, world)
     total = len(plan.clips)
     if len(job.directory.read_records()) == total and job.directory.metrics.is_file():
         if world.is_first:
@@ -101,77 +99,7 @@ def run(config: RunConfig, model: LoadedModel | None = None) -> Path:
     return job.directory.path
 
 
-@dataclass
-class _Job:
-    """A plan with its model and places."""
-
-    plan: Plan
-    model: LoadedModel
-    sampling: dict[str, Any]
-    directory: RunDirectory
-    references: ReferenceCache
-    facts: dict[str, Any]
-    """What stands at the top of metrics.json and in W&B's config."""
-    world: launch.World
-
-
-def _prepare(plan: Plan, model: LoadedModel | None, runs_dir: Path, world: launch.World) -> _Job:
-    """Load and check; writes nothing."""
-    config = plan.config
-    quiet_libraries()
-    if config.launch.num_threads is not None:
-        import torch
-
-        torch.set_num_threads(config.launch.num_threads)
-    if model is None:
-        model = load(plan)
-    model.pipe.set_progress_bar_config(disable=True)
-    sampling = sampling_of(config, model)
-    check_policy_fits(plan, model, sampling)
-    pixels = {
-        "model": artifacts.model_fingerprint(model.path),
-        "dtype": str(next(model.transformer.parameters()).dtype).removeprefix("torch."),
-        "device": plan.device.type,
-        "threads": config.launch.num_threads,  # sums are split among threads, so the last bits depend on it
-        "sampling": sampling,
-    }
-    identity = {
-        **pixels,
-        "fsframework": fsframework.__version__,
-        "policy": plan.policy_name,
-        "options": plan.policy_options,
-        "policy_code": policy_source_digest(plan.policy),
-        "clips": [(clip.prompt, clip.seed) for clip in plan.clips],
-        "metrics": [metric.name for metric in plan.metrics],
-        "reference": dataclasses.asdict(config.reference),
-        "engine": dataclasses.asdict(config.engine),
-    }
-    directory = RunDirectory(runs_dir / f"{config.name}-{artifacts.digest(identity)}")
-    facts = {
-        "policy": plan.policy_name,
-        "policy_options": plan.policy_options,
-        "model": model.name,
-        "num_videos": len(plan.clips),
-        "sampling": sampling,
-        "dtype": pixels["dtype"],
-        "device": str(plan.device),
-        "model_fingerprint": pixels["model"],
-    }
-    return _Job(plan, model, sampling, directory, ReferenceCache(runs_dir, pixels), facts, world)
-
-
-def load(plan: Plan) -> LoadedModel:
-    """The model of a plan, on its device."""
-    from fsframework.models.loading import load_model
-
-    wanted = plan.config.model
-    quiet_libraries()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of diffusers about names its next major release will want
-        return load_model(wanted.name, device=plan.device, dtype=wanted.dtype, offload=wanted.offload)
-
-
-def _write_head(job: _Job, progress: Progress) -> None:
+def _write_head(job: Job, progress: Progress) -> None:
     """config.yaml and environment.json: what a reader needs even if the run never ends."""
     from omegaconf import OmegaConf
 
@@ -192,7 +120,7 @@ def _write_head(job: _Job, progress: Progress) -> None:
     artifacts.record_environment(job.directory, now)
 
 
-def _generate(job: _Job, done: set[int], progress: Progress, tracker: Tracker) -> None:
+def _generate(job: Job, done: set[int], progress: Progress, tracker: Tracker) -> None:
     """Make this process's share of the videos that are not finished."""
     clips = [clip for clip in job.world.share(job.plan.clips) if clip.index not in done]
     if not clips:
@@ -207,7 +135,7 @@ def _generate(job: _Job, done: set[int], progress: Progress, tracker: Tracker) -
         progress.advance(_one_line(record))
 
 
-def _open_session(job: _Job) -> ReuseEngine:
+def _open_session(job: Job) -> ReuseEngine:
     import torch
 
     options = job.plan.config.engine
@@ -217,7 +145,7 @@ def _open_session(job: _Job) -> ReuseEngine:
     )
 
 
-def _make_video(job: _Job, session: ReuseEngine, clip: Clip, progress: Progress) -> dict[str, Any]:
+def _make_video(job: Job, session: ReuseEngine, clip: Clip, progress: Progress) -> dict[str, Any]:
     """One video with its reference, side by side; everything is on disk before its record is."""
     num_notes = len(progress.notes)
     cached = job.references.load(clip)
@@ -254,14 +182,14 @@ def _make_video(job: _Job, session: ReuseEngine, clip: Clip, progress: Progress)
     return record
 
 
-def _num_timings(job: _Job, cached: Timed) -> float:
+def _num_timings(job: Job, cached: Timed) -> float:
     asked = job.plan.config.reference.timing_videos
     if asked is not None:
         return asked
     return math.inf if cached.wall_seconds <= SLOW_REFERENCE_SECONDS else NUM_SLOW_TIMINGS
 
 
-def _measure(job: _Job, session: ReuseEngine, clip: Clip, made: Timed, reference: Timed, timed: bool) -> dict[str, Any]:
+def _measure(job: Job, session: ReuseEngine, clip: Clip, made: Timed, reference: Timed, timed: bool) -> dict[str, Any]:
     """Metrics and costs of one video as its record; its mp4 files and trace rows are on disk afterwards."""
     directory, output = job.directory, job.plan.config.output
     metrics: dict[str, float] = {}
@@ -291,7 +219,7 @@ def _measure(job: _Job, session: ReuseEngine, clip: Clip, made: Timed, reference
     }
 
 
-def _finish(job: _Job, progress: Progress, tracker: Tracker) -> None:
+def _finish(job: Job, progress: Progress, tracker: Tracker) -> None:
     """Join what the processes made: trace, metrics, mirror, report."""
     directory, total = job.directory, len(job.plan.clips)
     records = directory.tidy_records()  # by number, however many processes and stops there were
@@ -314,7 +242,7 @@ def _finish(job: _Job, progress: Progress, tracker: Tracker) -> None:
     _write_report(job)
 
 
-def _write_report(job: _Job) -> None:
+def _write_report(job: Job) -> None:
     from fsframework.run.report import write_report
 
     write_report([job.directory.path], job.directory.report, job.plan.config.name)

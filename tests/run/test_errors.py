@@ -162,6 +162,6 @@ def test_fsf_debug_shows_where_a_mistake_was_noticed(tmp_path, monkeypatch):
 
 def test_a_value_error_from_inside_a_library_is_our_defect_and_keeps_its_traceback(tmp_path, overrides, monkeypatch):
     (tmp_path / "run.yaml").write_text("name: test\n")
-    monkeypatch.setattr("fsframework.run.runner.sampling_of", lambda *_: json.loads("{"))
+    monkeypatch.setattr("fsframework.run.job.sampling_of", lambda *_: json.loads("{"))
     with pytest.raises(ValueError, match="Expecting property name"):
         main(["run", str(tmp_path / "run.yaml"), *overrides])

@@ -145,7 +145,7 @@ def test_a_finished_run_is_not_touched_again(finished, loaded_model):
 def test_the_directory_depends_on_what_changes_results_and_on_nothing_else(overrides, loaded_model, tmp_path):
     def directory(*more: str) -> str:
         plan = runner.make_plan(load_config(None, [*overrides, *more]))
-        return runner._prepare(plan, loaded_model, tmp_path, runner.launch.World()).directory.path.name
+        return runner.prepare(plan, loaded_model, tmp_path, runner.launch.World()).directory.path.name
 
     same = directory()
     assert directory(f"output.runs_dir={tmp_path / 'elsewhere'}") == same

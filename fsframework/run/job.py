@@ -1,0 +1,89 @@
+"""A run that was checked and loaded, before anything of it is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import fsframework
+from fsframework.run import artifacts, launch
+from fsframework.run.artifacts import RunDirectory
+from fsframework.run.progress import quiet_libraries
+from fsframework.run.reference import ReferenceCache
+from fsframework.run.resolve import Plan, check_policy_fits, policy_source_digest, sampling_of
+
+if TYPE_CHECKING:
+    from fsframework.core import LoadedModel
+
+
+@dataclass
+class Job:
+    """A plan with its model and places."""
+
+    plan: Plan
+    model: LoadedModel
+    sampling: dict[str, Any]
+    directory: RunDirectory
+    references: ReferenceCache
+    facts: dict[str, Any]
+    """What stands at the top of metrics.json and in W&B's config."""
+    world: launch.World
+
+
+def prepare(plan: Plan, model: LoadedModel | None, runs_dir: Path, world: launch.World) -> Job:
+    """Load and check; writes nothing."""
+    config = plan.config
+    quiet_libraries()
+    if config.launch.num_threads is not None:
+        import torch
+
+        torch.set_num_threads(config.launch.num_threads)
+    if model is None:
+        model = load(plan)
+    model.pipe.set_progress_bar_config(disable=True)
+    sampling = sampling_of(config, model)
+    check_policy_fits(plan, model, sampling)
+    pixels = {
+        "model": artifacts.model_fingerprint(model.path),
+        "dtype": str(next(model.transformer.parameters()).dtype).removeprefix("torch."),
+        "device": plan.device.type,
+        "threads": config.launch.num_threads,  # sums are split among threads, so the last bits depend on it
+        "sampling": sampling,
+    }
+    identity = {
+        **pixels,
+        "fsframework": fsframework.__version__,
+        "policy": plan.policy_name,
+        "options": plan.policy_options,
+        "policy_code": policy_source_digest(plan.policy),
+        "clips": [(clip.prompt, clip.seed) for clip in plan.clips],
+        "metrics": [metric.name for metric in plan.metrics],
+        "reference": dataclasses.asdict(config.reference),
+        "engine": dataclasses.asdict(config.engine),
+    }
+    directory = RunDirectory(runs_dir / f"{config.name}-{artifacts.digest(identity)}")
+    facts = {
+        "policy": plan.policy_name,
+        "policy_options": plan.policy_options,
+        "model": model.name,
+        "num_videos": len(plan.clips),
+        "sampling": sampling,
+        "dtype": pixels["dtype"],
+        "device": str(plan.device),
+        "model_fingerprint": pixels["model"],
+    }
+    return Job(plan, model, sampling, directory, ReferenceCache(runs_dir, pixels), facts, world)
+
+
+def load(plan: Plan) -> LoadedModel:
+    """The model of a plan, on its device."""
+    from fsframework.models.loading import load_model
+
+    wanted = plan.config.model
+    quiet_libraries()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of diffusers about names its next major release will want
+        return load_model(wanted.name, device=plan.device, dtype=wanted.dtype, offload=wanted.offload)
