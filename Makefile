@@ -46,7 +46,7 @@ check: $(VENV)/.dev  ## Lint, format, types, import layers
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.docs  ## Build the documentation into site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: install  ## Cost of the engine and efficiency of reuse, side by side with the bare model
 	$(BIN)/python experiments/engine_cost/measure.py $(ARGS)

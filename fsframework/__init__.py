@@ -83,10 +83,14 @@ __all__ = [
     "reuse",
 ]
 
+_FILLED_BY = {"POLICIES": "fsframework.policies", "ADAPTERS": "fsframework.models"}
+
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'fsframework' has no attribute {name!r}")
+    if name in _FILLED_BY:
+        import_module(_FILLED_BY[name])
     return getattr(import_module(_HOME[name]), name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def load_model(
     elif Path(name).is_dir():
         source, checkpoint = Path(name), _checkpoint_of(Path(name))
     elif name.count("/") == 1 and not name.startswith((".", "/")):
-        source, checkpoint = name, Checkpoint(name)
+        source, checkpoint = name, _checkpoint_at(name)
     else:
         raise ValueError(
             f"unknown model {name!r}: not a registered name, not a folder. {nearest(name, list(known))} "
@@ -117,16 +118,44 @@ def _dtype(dtype: str | torch.dtype | None, checkpoint: Checkpoint, device: torc
 
 
 def _checkpoint_of(folder: Path) -> Checkpoint:
-    """A folder that is a copy of a registered family keeps that family's sampling defaults where it states none."""
+    """A folder: the bundled checkpoint it is, or its family's usual settings."""
     index = folder / "model_index.json"
-    if index.is_file():
-        try:
-            pipeline = json.loads(index.read_text()).get("_class_name")
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{index} is not valid JSON ({error}); the checkpoint is damaged") from None
-        for _, adapter in ADAPTERS.items():
-            if pipeline in adapter.pipeline_classes:
-                for checkpoint in adapter.checkpoints.values():
-                    if folder.resolve() == (BUNDLED / checkpoint.source).resolve():
-                        return checkpoint
-    return Checkpoint(str(folder))
+    if not index.is_file():
+        return Checkpoint(str(folder))
+    try:
+        pipeline = json.loads(index.read_text()).get("_class_name")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{index} is not valid JSON ({error}); the checkpoint is damaged") from None
+    for _, checkpoint in checkpoints().values():
+        if folder.resolve() == (BUNDLED / checkpoint.source).resolve():
+            return checkpoint
+    return _usual(pipeline, str(folder))
+
+
+def _checkpoint_at(repository: str) -> Checkpoint:
+    """A repository: the registered checkpoint it is, or its family's usual settings."""
+    from diffusers import DiffusionPipeline
+
+    for _, checkpoint in checkpoints().values():
+        if checkpoint.source == repository:
+            return checkpoint
+    try:
+        pipeline = DiffusionPipeline.load_config(repository).get("_class_name")
+    except Exception as error:
+        raise ValueError(
+            f"could not find model {repository!r}: no such folder, and no such repository could be reached "
+            f"({type(error).__name__}: {_first_line(error)}). {nearest(repository, list(checkpoints()))}"
+        ) from error
+    return _usual(pipeline, repository)
+
+
+def _usual(pipeline: str, source: str) -> Checkpoint:
+    """Dtype, steps and guidance that the family's published checkpoint is run with; sizes are the pipeline's own."""
+    for _, adapter in ADAPTERS.items():
+        if pipeline in adapter.pipeline_classes:
+            for checkpoint in adapter.checkpoints.values():
+                if "/" in checkpoint.source:
+                    return dataclasses.replace(
+                        checkpoint, source=source, height=None, width=None, num_frames=None, revision=None
+                    )
+    return Checkpoint(source)

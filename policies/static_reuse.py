@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fsframework.core import POLICIES, Call, Decision, Recompute, Reuse, ReusePolicy, Run, Site
+from fsframework.core.policy import Storage
 from fsframework.core.schedule import check_every, is_reuse_step, warmup_steps
 
 
 @dataclass
 class StaticState:
-    """Warmup length and the block sites between which the policy jumps."""
+    """Warmup length and the range of blocks."""
 
     warmup: int
     first: int
@@ -25,8 +26,10 @@ class StaticReuse(ReusePolicy[StaticState]):
     The baseline "Static" of Foresight (arXiv:2506.00329), there with one reuse step (N, R) = (1, 2). Step s is reused
     iff s >= W and (s - W + phase) % R < N, with R = `interval` and N = R - 1 unless `reuse_steps` says otherwise.
 
-    Reusing the outputs of consecutive blocks gives the output of the last one, so only that is cached and restored:
-    the result of caching all L outputs, with 1 hidden state of memory instead of L. Granularity: block. Host reads: none.
+    With output storage, reusing consecutive blocks gives the output of the last one, so only that is cached and restored:
+    the result of caching all L outputs, with 1 hidden state of memory instead of L. Blocks before the range then run for
+    nothing in a reuse step (the released Foresight code does this with blocks 10..19 of CogVideoX); to leave a range out
+    with effect use residual storage. Granularity: block. Host reads: none.
     """
 
     interval: int = 2
@@ -38,9 +41,13 @@ class StaticReuse(ReusePolicy[StaticState]):
     phase: int = 0
     """Shifts the cycle by so many steps; 0 makes the first step after the warmup a reuse step."""
     first_block: int = 0
-    """First block of the range, counted in execution order (Latte: s0 t0 s1 t1 ...)."""
+    """First block of the range, counted in execution order (Latte: s0 t0 s1 t1 ...). With output storage a higher one
+    saves less and changes nothing in the video."""
     last_block: int | None = None
     """Last block of the range, inclusive; None is the model's last."""
+    storage: Storage = "output"
+    """`output` restores the output of the range's last block; `residual` adds each block's old change to its live input,
+    and caches one hidden state per block of the range."""
 
     def __post_init__(self) -> None:
         check_every(self.interval, "interval", "static")
@@ -62,7 +69,11 @@ class StaticReuse(ReusePolicy[StaticState]):
         return StaticState(warmup, self.first_block, run.sites[last])
 
     def decide(self, state: StaticState, call: Call, site: Site) -> Decision:
-        """At a reuse step the first block of the range jumps to the last one's output."""
+        """At a reuse step the first block of the range jumps to the last one's output, or each reuses its residual."""
+        if self.storage == "residual":
+            if not state.first <= site.start <= state.last.start:
+                return _DISCARD
+            return _REUSE if self._is_reuse_step(call.step.index, state.warmup) else _KEEP
         if site.start == state.first and self._is_reuse_step(call.step.index, state.warmup):
             return Reuse(through=state.last)
         return _KEEP if site == state.last else _DISCARD
@@ -73,11 +84,13 @@ class StaticReuse(ReusePolicy[StaticState]):
         return [not self._is_reuse_step(s, warmup) for s in range(run.num_steps)]
 
     def num_cached(self, run: Run) -> int:
-        """The output of the last block of the range."""
-        return 1
+        """The output of the last block of the range, or every block's residual."""
+        if self.storage == "output":
+            return 1
+        return (len(run.sites) - 1 if self.last_block is None else self.last_block) - self.first_block + 1
 
     def _is_reuse_step(self, step: int, warmup: int) -> bool:
         return is_reuse_step(step, warmup, self.interval, self.phase, self.reuse_steps)
 
 
-_KEEP, _DISCARD = Recompute(), Recompute(keep=False)
+_KEEP, _DISCARD, _REUSE = Recompute(), Recompute(keep=False), Reuse()

@@ -168,7 +168,11 @@ class Loop:
                 for i, branch in enumerate(self.adapter.batch_order):
                     rows = slice(i * batch, (i + 1) * batch)
                     with session.branch(branch):
-                        parts.append(self._call(latent, t, {k: v[rows] for k, v in inputs.items()}))
+                        parts.append(
+                            self._call(
+                                latent, t, {k: v[rows] if isinstance(v, Tensor) else v for k, v in inputs.items()}
+                            )
+                        )
                 prediction = torch.cat(parts)
             else:
                 prediction = self._call(torch.cat([latent, latent]), t, inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -58,7 +59,8 @@ class ReuseEngine:
         timesteps: the timesteps of your loop, in order.
         timing: measure host seconds per block visit.
         record: keep a trace. Without it only the counters remain.
-        cache_dtype, cache_device: store cached values in another precision or place.
+        cache_dtype: store cached values in another precision.
+        cache_device: store cached values on another device.
         group: the process group of the ranks that share one video.
         facts: what the run is known by (model, sampler, ...), for policies that check artifacts.
 
@@ -379,10 +381,16 @@ class ReuseEngine:
         return video.trace
 
     def summary(self) -> dict[str, float]:
-        """The last video in numbers: the trace's summary, the peak of the cache in bytes, and host reads per step."""
+        """The last video in numbers: the trace's summary, the peak of the cache in bytes, and host reads per step.
+
+        Without a trace (`record=False`) what it would tell is NaN.
+        """
         trace = self.trace
+        numbers = trace.summary()
+        if not self._record:
+            numbers = {name: value if name == "num_steps" else math.nan for name, value in numbers.items()}
         return {
-            **trace.summary(),
+            **numbers,
             "cache_bytes_peak": float(self.cache.peak_bytes),
             "host_reads_per_step": self.meter.num_reads / len(trace.timesteps),
         }

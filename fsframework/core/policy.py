@@ -34,7 +34,8 @@ class Call(Protocol):
         """What is cached for `site` in this branch, oldest to newest; each entry says at which step it was computed."""
 
     def input(self) -> State:
-        """The streams entering the site being asked about (`decide`, `observe`) or the model (`begin_forward`)."""
+        """The streams entering the site being asked about (`decide`, `observe`), or the latent (`begin_forward`, and
+        `decide` under `eliminate_dead`, which asks before any block runs)."""
 
     def canonical(self, site: Site, value: State) -> State:
         """A block's streams with an axis folded into the batch brought out, [B, F, N, C], so that the outputs of

@@ -27,7 +27,7 @@ COLUMNS: dict[str, str] = {
     "lag": "steps since the value put in place was computed; 0 where the site ran",
     "distance": "what the policy measured at this visit, in its own unit; NaN where it measured nothing",
     "threshold": "what it compares distances with at this visit; NaN where there is none",
-    "seconds": "host time of the visit; NaN unless the session was opened with timing=True",
+    "seconds": "host time of a block's visit; NaN for other parts and unless the session was opened with timing=True",
     "flops": "floating-point operations really executed at this visit, from shapes; NaN if they could not be counted",
 }
 """Column name -> meaning."""
@@ -159,12 +159,13 @@ class Trace:
     def summary(self) -> dict[str, float]:
         """Counts and shares of the video.
 
-        `reuse_fraction` counts decisions at the sites the policy was asked about. `flops_saved` and `flops_speedup`
+        `reuse_fraction` counts decisions at the sites the policy was asked about; an eliminated block was to be recomputed,
+        so it does not count as reused, a partial one does. `flops_saved` and `flops_speedup`
         count live compute: a recomputed block whose result a later reuse throws away still costs, an eliminated one
         does not. `forced` is the number of reuses of an empty cache.
         """
         asked = [d for s, d in zip(self.site, self.decision) if s.part in self.parts]
-        reused = sum(d not in (RECOMPUTE, BLEND) for d in asked)
+        reused = sum(d not in (RECOMPUTE, BLEND, ELIMINATED) for d in asked)
         executed, full = self.total_flops()
         return {
             "num_steps": float(len(self.timesteps)),

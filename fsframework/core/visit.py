@@ -48,7 +48,9 @@ class ForwardRecord:
         self._trace = engine.recording
         self._residual = engine.policy.storage == "residual"
         self._observes = type(engine.policy).observe is not ReusePolicy.observe
-        self._streams: State = ()
+        self._streams: State = (arguments[engine.bound.adapter.latent_input],)
+        self._held: dict[Site, list[tuple[str, Tensor | float]]] = {}
+        self._planning: Site | None = None
         self._row = -1
         # Passing over blocks, up to and including _skip_to, where _restored is put in place.
         self._skip_to = -1
@@ -83,12 +85,15 @@ class ForwardRecord:
 
     def log(self, distance: Tensor | float | None = None, threshold: Tensor | float | None = None) -> None:
         """See `Call.log`."""
-        if self._trace is None or self._row < 0:
+        if self._trace is None:
             return
-        if distance is not None:
-            self._trace.log("distance", self._row, distance)
-        if threshold is not None:
-            self._trace.log("threshold", self._row, threshold)
+        for column, value in (("distance", distance), ("threshold", threshold)):
+            if value is None:
+                continue
+            if self._planning is not None:
+                self._held.setdefault(self._planning, []).append((column, value))
+            elif self._row >= 0:
+                self._trace.log(column, self._row, value)
 
     # Rows of the trace, and the cache.
 
@@ -100,6 +105,9 @@ class ForwardRecord:
         row = self._row = self._trace.append(self.step.index, self.branch, site, code)
         if lag:
             self._trace.lag[row] = lag
+        if self._held:
+            for column, value in self._held.pop(site, ()):
+                self._trace.log(column, row, value)
         return row
 
     def amend(self, row: int, code: int, lag: int, share: float | None = None) -> None:
@@ -146,7 +154,9 @@ class ForwardRecord:
         for key in keys:
             if not key.asked:
                 continue
+            self._planning = key.site
             decision = self._policy.decide(self.state, self, key.site)
+            self._planning = None
             self._plan[key.index] = decision
             if isinstance(decision, (Reuse, Forecast)):
                 target = (decision.through if isinstance(decision, Reuse) else None) or key.site

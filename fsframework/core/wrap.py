@@ -135,10 +135,7 @@ def block_wrapper(module: nn.Module) -> tuple[str, Callable[..., Any]]:
 
 
 def install(owner: Any, what: tuple[str, Callable[..., Any]], active: Active) -> Slot:
-    """Replace one method of one object. A second session on the same object shares the wrapper.
-
-    Raises ValueError if the object has a signature-hiding wrapper of another kind under the same name.
-    """
+    """Replace one method of one object. A second session on the same object shares the wrapper."""
     method, function = what
     with _LOCK:
         slots = owner.__dict__.get(_SLOT)

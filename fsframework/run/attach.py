@@ -24,7 +24,7 @@ def reuse(
     ::
 
         with fsf.reuse(pipe, Foresight(gamma=0.5)) as session:
-            video = pipe("digit 6 is moving up and down").frames
+            video = pipe("digit 6 is moving up and down", height=32, width=32).frames
         session.summary()
 
     Args:

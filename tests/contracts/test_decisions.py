@@ -295,6 +295,9 @@ def test_the_policy_sees_the_input_the_history_and_the_other_branch():
         def start(self, run):
             return run.branch
 
+        def begin_forward(self, state, call):
+            assert call.input()[0].shape == (1, 3, 1)  # the latent
+
         def decide(self, state, call, site):
             seen.append((call.branch, call.input()[0].shape[1], len(call.history(site)), call.state_of("cond")))
             return Recompute()

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from toys import ScriptedDiT, SmoothDiT, ToyAdapter, run_scripted, toy_session
@@ -185,6 +187,9 @@ def test_without_a_trace_the_counters_remain():
     session, _, out = run_scripted(StaticReuse(warmup=1), lambda b, t: t, 4, record=False)
     assert out == [0, 0, 2, 2]
     assert len(session.trace) == 0
+    summary = session.summary()
+    assert math.isnan(summary["reuse_fraction"])
+    assert math.isnan(summary["flops_saved"])
     assert session.cache.peak_bytes > 0
 
 

@@ -86,3 +86,19 @@ def test_every_checkpoint_belongs_to_one_family():
     known = checkpoints()
     assert {"tiny-latte", "latte-1", "cogvideox-2b", "cogvideox-5b"} <= set(known)
     assert known["latte-1"][0] is fsf.ADAPTERS["latte"]
+
+
+def test_a_folder_takes_its_familys_usual_settings_but_the_pipelines_own_sizes(folder):
+    checkpoint = load_model(str(folder)).checkpoint
+    published = fsf.ADAPTERS["latte"].checkpoints["latte-1"]
+    assert (checkpoint.dtype, checkpoint.num_steps) == (published.dtype, published.num_steps)
+    assert checkpoint.height is None
+
+
+def test_a_repository_that_can_not_be_reached_is_one_clear_error(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="could not find model 'nobody/nothing': no such folder, and no such repository"):
+        load_model("nobody/nothing")

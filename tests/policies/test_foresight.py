@@ -141,6 +141,20 @@ def test_max_over_samples_is_the_changed_branchs_own_distance_where_the_mean_hal
     assert run("max") == pytest.approx(2 * run("mean"), rel=1e-5)
 
 
+def test_thresholds_are_in_the_trace_when_dead_blocks_are_not_run():
+    session, _, _ = run_scripted(
+        Foresight(gamma=1.0, warmup=4, eliminate_dead=True),
+        lambda b, t: min(t, 3) if b else t,
+        num_steps=8,
+        num_blocks=2,
+    )
+    assert letters(session) == {"joint.0": "CCCCRCEC", "joint.1": "CCCCRCRC"}
+    thresholds = session.trace.heatmap("threshold").of("joint.1")
+    assert thresholds[4] == pytest.approx(1.11)
+    assert thresholds[6] == pytest.approx(1.11)
+    assert session.summary()["reuse_fraction"] == 3 / 16
+
+
 def test_a_token_stride_measures_a_subset():
     def run(stride):
         model = SmoothDiT(num_blocks=1)

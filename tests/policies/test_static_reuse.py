@@ -1,5 +1,6 @@
 import pytest
-from toys import letters, run_scripted
+import torch
+from toys import SmoothDiT, letters, run_scripted, run_smooth, toy_session
 
 from fsframework.policies import StaticReuse
 
@@ -62,3 +63,30 @@ def test_fewer_reuse_steps_than_a_cycle_allows():
 def test_a_cycle_that_makes_no_sense_is_refused_at_once(options, message):
     with pytest.raises(ValueError, match=message):
         StaticReuse(**options)
+
+
+def test_residual_storage_reuses_each_block_of_the_range_on_its_live_input():
+    model = SmoothDiT(num_blocks=3)
+    policy = StaticReuse(warmup=1, first_block=1, last_block=1, storage="residual")
+    with toy_session(model, policy, 2) as session:
+        out = run_smooth(model, 2)
+    assert letters(session) == {"joint.0": "CC", "joint.1": "CR", "joint.2": "CC"}
+    x = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(1))
+    t0, t1 = torch.zeros(1), torch.ones(1)
+    first, second, third = model.transformer_blocks
+    with torch.no_grad():
+        then = first(x, t0)
+        expected = third(first(1.1 * x, t1) + second(then, t0) - then, t1)
+    assert torch.allclose(out[1], expected, atol=1e-5)
+    assert session.cache.peak_bytes == 6 * 8 * 4  # one block in the range, one residual
+
+
+def test_with_output_storage_the_blocks_before_the_range_run_for_nothing():
+    def run(first):
+        model = SmoothDiT(num_blocks=3)
+        with toy_session(model, StaticReuse(warmup=1, first_block=first, last_block=1), 4) as session:
+            return run_smooth(model, 4), session.summary()["flops_saved"]
+
+    (whole, saved), (part, less) = run(0), run(1)
+    assert all(torch.equal(a, b) for a, b in zip(whole, part))
+    assert saved == pytest.approx(2 * less)
