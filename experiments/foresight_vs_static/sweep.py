@@ -47,17 +47,20 @@ def settings() -> dict[str, list[str]]:
     return {name: text.split() for name, text in named.items()}
 
 
-def make(runs_dir: Path, per_prompt: int, limit: int) -> dict[str, Path]:
-    """Run every setting over `limit` captions x `per_prompt` seeds; finished ones are kept."""
+def make(runs_dir: Path, per_prompt: int, limit: int, part: int, parts: int) -> dict[str, Path]:
+    """Run this part of the settings over `limit` captions x `per_prompt` seeds; finished ones are kept."""
+    from fsframework.run.job import load
     from fsframework.run.resolve import make_plan
-    from fsframework.run.runner import load, run
+    from fsframework.run.runner import run
 
     common = [
         f"output.runs_dir={runs_dir}", f"prompts.limit={limit}", f"seeds.per_prompt={per_prompt}", "seeds.base=100",
-        "reference.timing_videos=6", "tracking.wandb=disabled",
+        "reference.timing_videos=4", "tracking.wandb=disabled", "launch.num_threads=1",
     ]  # fmt: skip
     model, folders = None, {}
     for number, (name, changes) in enumerate(settings().items()):
+        if number % parts != part:
+            continue
         config = load_config(None, [f"name=sweep{number:02d}", *changes, *common])
         model = model or load(make_plan(config))
         print(f"== {name}", flush=True)
@@ -131,20 +134,20 @@ def _cell(value: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/foresight_vs_static"))
-    parser.add_argument("--captions", type=int, default=20)
+    parser.add_argument("--captions", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=1, help="per caption")
+    parser.add_argument("--part", default="0/1", help="i/n makes every n-th setting from the i-th: one process each")
     parser.add_argument("--compare", action="store_true", help="only compare the runs that are there")
     options = parser.parse_args()
-    if options.compare:
-        names = list(settings())
-        found = {
-            names[int(p.name[5:7])]: p
-            for p in sorted(options.runs_dir.glob("sweep*"))
-            if (p / "metrics.json").is_file()
-        }
-    else:
-        found = make(options.runs_dir, options.seeds, options.captions)
-    table = compare(found)
+    part, parts = map(int, options.part.split("/"))
+    if not options.compare:
+        made = make(options.runs_dir, options.seeds, options.captions, part, parts)
+        if parts > 1:
+            print(f"part {options.part} is done ({len(made)} settings); compare with --compare when all are")
+            return
+    names = list(settings())
+    finished = [p for p in sorted(options.runs_dir.glob("sweep*")) if (p / "metrics.json").is_file()]
+    table = compare({names[int(p.name[5:7])]: p for p in finished})
     (options.runs_dir / "comparison.md").write_text(table)
     print(table)
 
