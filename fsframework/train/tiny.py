@@ -138,8 +138,9 @@ def encode_latents(autoencoder: Any, directory: Path) -> Any:
 
     path = directory / "latents.pt"
     if not path.exists():
-        torch.save(encode_grid(autoencoder), path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")  # processes that share a run may all come here
+        torch.save(encode_grid(autoencoder), temporary)
+        os.replace(temporary, path)
     return torch.load(path)
 
 
