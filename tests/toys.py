@@ -91,8 +91,8 @@ class ToyAdapter(ModelAdapter):
     blocks = (BlockList("transformer_blocks", Kind.JOINT),)
     batched_inputs = ("hidden_states", "timestep")
 
-    def gate(self, part: Any, block: nn.Module, arguments: Any) -> Tensor:
-        return block.gate(arguments["timestep"])  # type: ignore[operator]
+    def gate(self, part: Any, block: nn.Module, arguments: Any) -> tuple[Tensor]:
+        return (block.gate(arguments["timestep"]),)  # type: ignore[operator]
 
 
 def toy_session(model: nn.Module, policy: ReusePolicy[Any], num_steps: int, **options: Any) -> ReuseEngine:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -97,8 +97,8 @@ class ModelAdapter:
         """Keyword arguments for one forward of the tiny transformer: `batch` samples, without the timestep."""
         raise NotImplementedError(f"{type(self).__name__} states no example_inputs; the contract tests need them")
 
-    def gate(self, part: Part, block: nn.Module, arguments: Mapping[str, Any]) -> Tensor | None:
-        """The factor a block multiplies a sub-module's output by; None where the family has no such gate.
+    def gate(self, part: Part, block: nn.Module, arguments: Mapping[str, Any]) -> Sequence[Tensor | None] | None:
+        """The factors a block multiplies a sub-module's outputs by, one per returned tensor; None where there is none.
 
         `arguments` are the block's, by name. Needed only by policies that cache after the gate.
         """
@@ -107,8 +107,14 @@ class ModelAdapter:
             f"use gate='pre' or implement {type(self).__name__}.gate"
         )
 
-    def probe(self, name: str, transformer: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
-        """A tensor of the current forward by name, computed when asked. `latent` is always there."""
+    def probe(
+        self, name: str, transformer: nn.Module, arguments: Mapping[str, Any], block: Mapping[str, Any]
+    ) -> Tensor:
+        """A tensor of the current forward by name, computed when asked. `latent` is always there.
+
+        `arguments` are the model's, `block` those of the block execution has come to (empty before the first), by name:
+        a block's modulated input, say, needs no second run of the embedding.
+        """
         if name == "latent":
             value: Tensor = arguments[self.latent_input]
             return value
@@ -136,6 +142,12 @@ class ModelAdapter:
         for name in (self.latent_input, self.timestep_input):
             if name not in signature:
                 wrong.append(f"the forward has no argument {name!r}. {nearest(name, list(signature))}")
+        seen: dict[int, str] = {}
+        for one in (one for row in numbered for one in row):
+            name = f"{one.facts.path}.{one.ordinal}"
+            if id(one.module) in seen:
+                wrong.append(f"{name} is the same module as {seen[id(one.module)]}; a block must be there once")
+            seen[id(one.module)] = name
         if self.interleaved and len({len(b) for b in numbered}) > 1:
             wrong.append(f"interleaved lists differ in length: {[len(b) for b in numbered]}")
         if wrong:

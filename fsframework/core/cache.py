@@ -28,7 +28,7 @@ def _version(tensor: Tensor) -> int:
 
 
 class ReuseCache:
-    """Entries per (branch, site), oldest to newest, at most `depth` each. Holds references, never clones.
+    """Entries per (branch, site), oldest to newest, at most `depth` each (or `depths[site]`). Holds references.
 
     `dtype` stores in another precision, `device` elsewhere (say the CPU); both are undone on reading. `halves` maps a
     branch to (index, count) of its part of a joint batch, so that a branch run alone can read what the batch stored.
@@ -40,8 +40,10 @@ class ReuseCache:
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
         halves: dict[str, tuple[int, int]] | None = None,
+        depths: dict[Site, int] | None = None,
     ) -> None:
         self.depth = depth
+        self._depths = depths or {}
         self.num_bytes = 0
         self.peak_bytes = 0
         self._dtype = dtype
@@ -63,7 +65,7 @@ class ReuseCache:
             entries = self._entries[key] = []
         entries.append(entry)
         self.num_bytes += entry.num_bytes
-        if len(entries) > self.depth:
+        if len(entries) > self._depths.get(site, self.depth):
             self.num_bytes -= entries.pop(0).num_bytes
         if self.num_bytes > self.peak_bytes:
             self.peak_bytes = self.num_bytes
@@ -77,7 +79,7 @@ class ReuseCache:
         if branch in self._halves and (joint := self._entries.get((Branch.JOINT, site))):
             index, count = self._halves[branch]
             cut = [Entry(e.step, tuple(t.chunk(count)[index] for t in e.value)) for e in joint]
-            entries = sorted([*entries, *cut], key=lambda e: e.step)[-self.depth :]
+            entries = sorted([*entries, *cut], key=lambda e: e.step)[-self._depths.get(site, self.depth) :]
         if self._plain or not entries:
             return entries
         like = self._like.get((branch, site)) or self._like[(Branch.JOINT, site)]

@@ -28,6 +28,11 @@ class Clock:
         self.own = None if timesteps is None else [float(t) for t in torch.as_tensor(timesteps).tolist()]
         if self.own is not None and not self.own:
             raise ValueError("timesteps is empty; give the timesteps your loop will use, in order")
+        if self.own is not None and len(set(self.own)) < len(self.own):
+            raise ValueError(
+                "timesteps holds a value twice, so a step can not be told from its timestep. Give one distinct number per "
+                "step (range(num_steps), say) and tell the session each step with session.step(i)."
+            )
         self.scheduler: Any = None
         self.pending = False
         self._told: int | None = None
@@ -49,8 +54,13 @@ class Clock:
             raise ValueError(f"step {index} is outside the {len(self.own)} timesteps of this session")
         self._told = index
 
-    def new_timesteps(self, running: bool) -> list[float] | None:
-        """The timesteps of a video that begins with this forward, or None while one goes on (`running`)."""
+    def new_timesteps(self, running: bool, first: Any = None) -> list[float] | None:
+        """The timesteps of a video that begins with this forward, or None while one goes on (`running`).
+
+        `first` is the timestep the model was called with. A video-to-video pipeline uses only the later ones of the
+        scheduler's; where the scheduler does not say from which (`begin_index`), it is found by this value, which on a
+        GPU costs one host read per video.
+        """
         if self._get is None:
             begins, self.pending = self.pending or not running, False
             return self.own if begins else None
@@ -61,8 +71,9 @@ class Clock:
             )
         if self.pending:
             self.pending = False
-            first = getattr(self.scheduler, "begin_index", None) or 0
-            timesteps = [float(t) for t in self.scheduler.timesteps[first:].tolist()]
+            timesteps = [float(t) for t in self.scheduler.timesteps.tolist()]
+            begin = getattr(self.scheduler, "begin_index", None)
+            timesteps = timesteps[_begin(timesteps, first) if begin is None else begin :]
             if not timesteps:
                 raise ValueError(
                     "the sampler has no timesteps; call scheduler.set_timesteps(num_steps) before the model"
@@ -94,6 +105,14 @@ class Clock:
                 f"(nearest: {self.own[nearest]:g}). Give the session the timesteps your loop uses."
             )
         return nearest
+
+
+def _begin(timesteps: Sequence[float], first: Any) -> int:
+    """Index of the timestep a video begins with; 0 where the model is told something else, such as a noise level."""
+    if not isinstance(first, Tensor) or not timesteps:
+        return 0
+    value = float(first.reshape(-1)[:1].tolist()[0])
+    return next((i for i, t in enumerate(timesteps) if abs(t - value) <= 1e-4 * max(1.0, abs(t))), 0)
 
 
 class Context:

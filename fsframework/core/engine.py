@@ -62,6 +62,8 @@ class ReuseEngine:
         cache_dtype: store cached values in another precision.
         cache_device: store cached values on another device.
         group: the process group of the ranks that share one video.
+        guided: whether a joint batch is two guidance halves, or a function that knows; None is unknown, and then no
+            branch is made from the other (`Synthesize`).
         facts: what the run is known by (model, sampler, ...), for policies that check artifacts.
 
     Raises:
@@ -79,6 +81,7 @@ class ReuseEngine:
         cache_dtype: torch.dtype | None = None,
         cache_device: torch.device | str | None = None,
         group: Any = None,
+        guided: Callable[[], bool | None] | bool | None = None,
         facts: Mapping[str, object] | None = None,
     ) -> None:
         if not isinstance(policy, ReusePolicy):
@@ -89,15 +92,19 @@ class ReuseEngine:
         self.sites = bound.sites(policy)
         self.forward_record: ForwardRecord | None = None
         self.predictions: dict[str, Tensor] = {}
-        self.output_type: Any = tuple
+        self.output_types: dict[bool, Any] = {}
+        """What the model returns, by whether a plain tuple was asked for (`return_dict=False`)."""
         self._record = record
         self._group = group
         self._facts = dict(facts or {})
+        self._guided = guided
         halves = (
             {name: (i, 2) for i, name in enumerate(bound.adapter.batch_order)} if Part.MODEL in policy.parts else None
         )
         device = None if cache_device is None else torch.device(cache_device)
-        self._new_cache = lambda: ReuseCache(policy.depth, cache_dtype, device, halves)
+        depths = {site: policy.depth_of(site) for site in self.sites}
+        self.residual_sites = {site for site in self.sites if policy.storage_of(site) == "residual"}
+        self._new_cache = lambda: ReuseCache(policy.depth, cache_dtype, device, halves, depths)
         self.cache = self._new_cache()
         self.meter = Meter(group)
         self._clock = Clock(scheduler, timesteps)
@@ -111,7 +118,7 @@ class ReuseEngine:
         self._positions = [wrap.positions(block.module) for block in bound.blocks]
         self._model_positions = wrap.positions(bound.transformer)
         self.slot_keys: dict[wrap.Slot, BlockKey | PartKey] = {}
-        self._installed: list[tuple[Any, str]] = []
+        self._installed: list[tuple[Any, tuple[str, Callable[..., Any]], wrap.Slot]] = []
         self._actives: list[wrap.Active] = []
         self._flops: dict[str, dict[Site, float]] = {}
 
@@ -130,6 +137,7 @@ class ReuseEngine:
             raise ValueError(
                 f"this {type(model).__name__} is already in a reuse session; leave that one first, sessions do not nest"
             )
+        self._num_forwards, self._last = 0, None
         try:
             self._install(model, active)
         except BaseException:
@@ -199,19 +207,26 @@ class ReuseEngine:
         key: BlockKey | PartKey | None = None,
     ) -> None:
         slot = wrap.install(owner, what, active)
-        self._installed.append((owner, what[0]))
+        self._installed.append((owner, what, slot))
         if key is not None:
             self.slot_keys[slot] = key
 
     def _uninstall(self) -> None:
         while self._installed:
-            wrap.uninstall(*self._installed.pop())
+            owner, what, _ = self._installed.pop()
+            wrap.uninstall(owner, what[0])
 
     # Time.
 
     def on_set_timesteps(self) -> None:
-        """The scheduler was given new timesteps: the next forward begins a video."""
+        """The scheduler was given new timesteps: the next forward begins a video.
+
+        Pipelines with model offloading remove all hooks at the end of a call and set them anew, which takes along
+        whatever was put over them; so look at the beginning of each video whether all wrappers are still in place.
+        """
         self._clock.pending = True
+        for owner, what, slot in self._installed:
+            wrap.restore_lost(owner, what, slot)
 
     def on_scheduler_step(self) -> None:
         """The scheduler took a step; it is ours if our model ran since the last one."""
@@ -250,9 +265,10 @@ class ReuseEngine:
         if self._clock.own is not None:
             own_step = self._clock.own_step(arguments.get(self.bound.adapter.timestep_input), self.meter)
             video = self._video
-            if video is not None and own_step == 0 and (video.step > 0 or branch in video.seen):
+            if video is not None and (own_step < video.step or (own_step == 0 and branch in video.seen)):
                 self._clock.pending = True
-        timesteps = self._clock.new_timesteps(running=self._video is not None)
+        first = arguments.get(self.bound.adapter.timestep_input)
+        timesteps = self._clock.new_timesteps(running=self._video is not None, first=first)
         if timesteps is not None:
             self._finish_video()
             self.cache, self.meter = self._new_cache(), Meter(self._group)
@@ -308,13 +324,16 @@ class ReuseEngine:
         step = Step(video.step, len(trace.timesteps), trace.timesteps[video.step])
         record = ForwardRecord(self, video.runs[branch], step, branch, video.states[branch], arguments)
         self.policy.begin_forward(record.state, record)
-        if self.policy.eliminate_dead and self.policy.storage == "output":
+        if self.policy.eliminate_dead and not self.residual_sites:
             record.plan(self._keys)
         try:
             if Part.MODEL in self.policy.parts:
                 output = ModelCall(self, record, slot, model, args, kwargs, arguments).run()
             else:
                 output = self.run_model(record, 1.0, slot, model, args, kwargs)
+        except BaseException:
+            video.seen.discard(branch)  # so that trying again is no second forward of the step
+            raise
         finally:
             self.forward_record = None
         self.policy.end_forward(record.state, record)
@@ -350,6 +369,17 @@ class ReuseEngine:
                 "missing", f"{len(missing)} blocks were not run by the model itself: {', '.join(missing[:4])} ..."
             )
         return output
+
+    def is_guided(self) -> bool:
+        """Whether a joint batch is known to be two guidance halves. Unknown is no, with a warning."""
+        known = self._guided() if callable(self._guided) else self._guided
+        if known is None:
+            self._warn(
+                "guided",
+                "the policy makes one guidance branch from the other, but it is not known whether this batch is two "
+                "guidance halves; everything is run. Say so with guided=True.",
+            )
+        return bool(known)
 
     def note_forward(self, record: ForwardRecord, batch_share: float) -> Trace:
         """Count a forward of the model, of which `batch_share` was run."""

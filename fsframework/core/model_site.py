@@ -50,12 +50,14 @@ class ModelCall:
         decision = policy.decide(record.state, record, site)
         if isinstance(decision, (Reuse, Forecast)):
             history = record.history(site)
-            if history:
+            if history and self._plain in engine.output_types:
                 reuse = isinstance(decision, Reuse)
                 value = history[-1].value if isinstance(decision, Reuse) else decision.fn(history, record.step)
                 prediction = value[0]
-                if policy.storage == "residual":
+                if site in engine.residual_sites:
                     prediction = prediction + _padded(self._latent, prediction)
+                else:
+                    prediction = prediction.clone()  # the caller owns what the model returns, and may write to it
                 record.amend(self._row, REUSE if reuse else FORECAST, record.step.index - history[-1].step)
                 return self._not_run(prediction)
             record.force(self._row)
@@ -71,7 +73,9 @@ class ModelCall:
             )
         output = engine.run_model(record, 1.0, self._slot, self._model, self._args, self._kwargs)
         prediction = self._prediction(output)
-        entered = (_padded(self._latent, prediction),) if policy.storage == "residual" else latent
+        if site not in engine.residual_sites:
+            output = self._as_output(prediction.clone(), like=output)
+        entered = (_padded(self._latent, prediction),) if site in engine.residual_sites else latent
         record.end_visit(self._row, site, entered, (prediction,), keep=getattr(decision, "keep", True))
         engine.predictions[record.branch] = prediction
         return output
@@ -86,14 +90,14 @@ class ModelCall:
         """The output with one branch made from the others; None where what that needs is absent."""
         engine, record = self._engine, self._record
         if record.branch == decision.branch:
-            if not engine.predictions:
+            if not engine.predictions or self._plain not in engine.output_types:
                 return None
             prediction = decision.fn(dict(engine.predictions))
             record.amend(self._row, SYNTHESIZE, 0)
             return self._not_run(prediction)
         adapter = engine.bound.adapter
         order, batch = adapter.batch_order, self._latent.shape[0]
-        if record.branch != Branch.JOINT or decision.branch not in order or batch % 2:
+        if record.branch != Branch.JOINT or decision.branch not in order or batch % 2 or not engine.is_guided():
             return None
         other = order[1 - order.index(decision.branch)]
         first = order.index(other) == 0
@@ -105,9 +109,11 @@ class ModelCall:
         }
         args = tuple(cut.get(name, value) for name, value in zip(positions(self._model), self._args))
         kwargs = {name: cut.get(name, value) for name, value in self._kwargs.items()}
+        whole, record.arguments = record.arguments, {**record.arguments, **cut}
         record.branch, record.num_samples, engine.bound.num_samples = other, batch // 2, batch // 2
         output = engine.run_model(record, 0.5, self._slot, self._model, args, kwargs)
         record.branch, record.num_samples, engine.bound.num_samples = Branch.JOINT.value, batch, batch
+        record.arguments = whole
         own = self._prediction(output)
         made = decision.fn({other: own})
         record.amend(self._row, SYNTHESIZE, 0)
@@ -115,18 +121,22 @@ class ModelCall:
 
     def _prediction(self, output: Any) -> Tensor:
         """The predicted tensor in whatever the model returned; remembers the container for `_as_output`."""
-        self._engine.output_type = type(output)
+        self._engine.output_types[self._plain] = type(output)
         if isinstance(output, Tensor):
             return output
         prediction: Tensor = output[0] if isinstance(output, tuple) else next(iter(output.values()))
         return prediction
 
-    def _as_output(self, prediction: Tensor) -> Any:
-        kind = self._engine.output_type
+    @property
+    def _plain(self) -> bool:
+        return self._arguments.get("return_dict") is False
+
+    def _as_output(self, prediction: Tensor, like: Any = None) -> Any:
+        kind = self._engine.output_types[self._plain] if like is None else type(like)
         if kind is Tensor:
             return prediction
-        if kind is tuple or self._arguments.get("return_dict") is False:
-            return (prediction,)
+        if kind is tuple:
+            return (prediction, *(like or ())[1:])
         return kind(prediction)
 
 

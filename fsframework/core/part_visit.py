@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,12 +12,16 @@ from fsframework.core.decision import RECOMPUTE as DO_RECOMPUTE
 from fsframework.core.decision import Blend, Forecast, Partial, Recompute, Reuse
 from fsframework.core.keys import PartKey
 from fsframework.core.site import Site, State
-from fsframework.core.tokens import cut_first, put_tokens
+from fsframework.core.tokens import cut_first, cut_tables, put_tokens
 from fsframework.core.trace import BLEND, FORECAST, PARTIAL, RECOMPUTE, REUSE
 from fsframework.core.wrap import Slot
 
 if TYPE_CHECKING:
     from fsframework.core.visit import ForwardRecord
+
+
+Gates = Sequence[Tensor | None] | None
+"""One factor per returned tensor."""
 
 
 def visit_part(
@@ -48,9 +53,11 @@ def visit_part(
         entry = record.last(site)
         assert entry is not None
         num_tokens, args, kwargs = cut_first(args, kwargs, decision.index)
-        few = _as_state(slot.call(module, args, kwargs))
+        cut_tables(kwargs, key.block.bound.facts.token_inputs, decision.index, site)
+        fresh = _as_state(slot.call(module, args, kwargs))
         old = _ungated(entry.value, gate)
-        merged = tuple(put_tokens(o, f, decision.index) for o, f in zip(old, few))
+        # The index counts the first stream's tokens; what else comes back (text) is fresh as a whole.
+        merged = (put_tokens(old[0], fresh[0], decision.index), *fresh[1:])
         record.amend(row, PARTIAL, record.step.index - entry.step, decision.index.shape[-1] / num_tokens)
         record.store(site, _gated(merged, gate), None)
         return _as_output(merged)
@@ -70,7 +77,7 @@ def visit_part(
     return _as_output(_ungated(blended, gate))
 
 
-def _gate(record: ForwardRecord, key: PartKey, site: Site) -> Tensor | None:
+def _gate(record: ForwardRecord, key: PartKey, site: Site) -> Gates:
     if record.engine.policy.gate == "pre" or record.block is None:
         return None
     block, args, kwargs = record.block
@@ -87,12 +94,12 @@ def _as_output(value: State) -> Any:
     return value[0] if len(value) == 1 else value
 
 
-def _gated(value: State, gate: Tensor | None) -> State:
-    return value if gate is None else (gate * value[0], *value[1:])
+def _gated(value: State, gates: Gates) -> State:
+    return value if gates is None else tuple(v if g is None else g * v for v, g in zip(value, gates))
 
 
-def _ungated(value: State, gate: Tensor | None) -> State:
-    """What the sub-module must return so that the block's gate gives `value`: exact up to rounding, 0 where the gate is."""
-    if gate is None:
+def _ungated(value: State, gates: Gates) -> State:
+    """What the sub-module must return so that the block's gates give `value`: exact up to rounding, 0 where a gate is."""
+    if gates is None:
         return value
-    return (torch.where(gate == 0, torch.zeros_like(value[0]), value[0] / gate), *value[1:])
+    return tuple(v if g is None else torch.where(g == 0, torch.zeros_like(v), v / g) for v, g in zip(value, gates))

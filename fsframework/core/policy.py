@@ -42,7 +42,8 @@ class Call(Protocol):
         spatial and temporal blocks can be compared; unchanged where nothing is folded."""
 
     def probe(self, name: str) -> Tensor:
-        """A tensor the adapter can provide by name: `latent` and whatever else its family states."""
+        """A tensor the adapter can provide by name: `latent`, and what else its family states about the model or the
+        block execution has come to."""
 
     def state_of(self, branch: str) -> object | None:
         """Another branch's policy state, for policies that decide on one branch and follow on the others."""
@@ -84,6 +85,14 @@ class ReusePolicy(ABC, Generic[S]):
     depth: int = 1
     """How many past values of each site are kept (for forecasts)."""
 
+    def storage_of(self, site: Site) -> Storage:
+        """`storage`, where it differs from site to site (block outputs but the trunk's residual, say)."""
+        return self.storage
+
+    def depth_of(self, site: Site) -> int:
+        """`depth`, where it differs from site to site."""
+        return self.depth
+
     gate: Literal["pre", "post"] = "pre"
     """Sub-module values before or after the block's gate. `post` needs an adapter that states its gates."""
 
@@ -95,7 +104,7 @@ class ReusePolicy(ABC, Generic[S]):
     """Whether the policy works under autograd (`Blend`). Others are bypassed, with a warning, when gradients are on."""
 
     host_reads_per_step: ClassVar[int] = 0
-    """The most device-to-host reads per denoising step; a contract test counts them."""
+    """The most device-to-host reads per denoising step of one guidance branch; a contract test counts them."""
 
     @abstractmethod
     def decide(self, state: S, call: Call, site: Site) -> Decision:
@@ -109,8 +118,12 @@ class ReusePolicy(ABC, Generic[S]):
     def begin_forward(self, state: S, call: Call) -> None:
         """Called before the first site of a forward."""
 
-    def observe(self, state: S, call: Call, site: Site, fresh: State, cached: Entry | None) -> None:
-        """Called after `site` really ran. `fresh` is its output, `cached` what was stored before (None at first)."""
+    def observe(self, state: S, call: Call, site: Site, fresh: State, cached: Entry | None) -> bool | None:
+        """Called after `site` really ran. `fresh` is its output, `cached` what was stored before (None at first).
+
+        Return False to not store `fresh` although the decision said to keep it: a policy may find out only here.
+        For TRUNK and SPAN sites `fresh`, `cached` and `call.input()` are in canonical layout (see `Call.canonical`).
+        """
 
     def end_forward(self, state: S, call: Call) -> None:
         """Called after the last site of a forward."""
@@ -127,4 +140,4 @@ class ReusePolicy(ABC, Generic[S]):
 
     def num_cached(self, run: Run) -> int:
         """How many site values are cached at once, at most, per branch."""
-        return len(run.sites) * self.depth
+        return sum(self.depth_of(site) for site in run.sites)

@@ -41,12 +41,15 @@ class ForwardRecord:
         self.visited: set[int] = set()
         self.block: tuple[BlockKey, tuple[Any, ...], dict[str, Any]] | None = None
         """The block being run, with its arguments: for the gates of its sub-modules."""
-        self._arguments = arguments
+        self.arguments = arguments
+        """The model's, by name; only one half of the batch where that half is run alone."""
+        self._at: tuple[BlockKey, tuple[Any, ...], dict[str, Any]] | None = None
+        self._suspended = False
         self._slot_keys = engine.slot_keys
         self._policy = engine.policy
         self._cache = engine.cache
         self._trace = engine.recording
-        self._residual = engine.policy.storage == "residual"
+        self._residual_sites = engine.residual_sites
         self._observes = type(engine.policy).observe is not ReusePolicy.observe
         self._streams: State = (arguments[engine.bound.adapter.latent_input],)
         self._held: dict[Site, list[tuple[str, Tensor | float]]] = {}
@@ -64,8 +67,11 @@ class ForwardRecord:
     # What a policy may ask.
 
     def history(self, site: Site) -> Sequence[Entry]:
-        """See `Call.history`."""
-        return self._cache.history(self.branch, site)
+        """See `Call.history`. Every entry is checked not to have been written to."""
+        entries = self._cache.history(self.branch, site)
+        for entry in entries:
+            self._cache.check(entry, site)
+        return entries
 
     def input(self) -> State:
         """See `Call.input`."""
@@ -73,11 +79,15 @@ class ForwardRecord:
 
     def canonical(self, site: Site, value: State) -> State:
         """See `Call.canonical`."""
-        return self.engine.bound.to_canonical(site.start, value)
+        return value if site.part in (Part.TRUNK, Part.SPAN) else self.engine.bound.to_canonical(site.start, value)
 
     def probe(self, name: str) -> Tensor:
         """See `Call.probe`."""
-        return self.engine.bound.adapter.probe(name, self.engine.bound.transformer, self._arguments)
+        block: dict[str, Any] = {}
+        if self._at is not None:
+            key, args, kwargs = self._at
+            block = {**dict(zip(self.engine.block_positions(key.index), args)), **kwargs}
+        return self.engine.bound.adapter.probe(name, self.engine.bound.transformer, self.arguments, block)
 
     def state_of(self, branch: str) -> object | None:
         """See `Call.state_of`."""
@@ -126,14 +136,14 @@ class ForwardRecord:
     def end_visit(self, row: int, site: Site, streams: State, fresh: State, keep: bool, residual: bool = True) -> None:
         """`site` really ran: let the policy observe, then store, as a residual if the policy wants and the part can."""
         self._row, self._streams = row, streams
-        if self._observes:
-            self._policy.observe(self.state, self, site, fresh, self._cache.last(self.branch, site))
+        if self._observes and self._policy.observe(self.state, self, site, fresh, self.last(site)) is False:
+            keep = False
         if keep:
             self.store(site, fresh, streams if residual else None)
 
     def store(self, site: Site, value: State, streams: State | None) -> None:
         """Put a value into the cache; minus `streams` where residuals are stored."""
-        if self._residual and streams is not None:
+        if streams is not None and site in self._residual_sites:
             value = tuple([y - x for x, y in zip(streams, value)])
         if torch.is_grad_enabled():
             value = tuple(t.detach() for t in value)
@@ -169,6 +179,8 @@ class ForwardRecord:
         if key is None:  # wrapped for a session of another thread
             return slot.call(module, args, kwargs)
         if isinstance(key, PartKey):
+            if self._suspended:
+                return slot.call(module, args, kwargs)
             return visit_part(self, key, slot, module, args, kwargs)
         trace = self._trace
         if not self.engine.timing or trace is None:
@@ -185,6 +197,7 @@ class ForwardRecord:
         index = key.index
         self.visited.add(index)
         streams = key.streams(args, kwargs)
+        self._at = (key, args, kwargs)
         if index <= self._skip_to:
             self.begin_visit(key.site, streams, self._skip_code, self._skip_lag)
             return key.unpack(self._pass_over(index, streams))
@@ -244,21 +257,24 @@ class ForwardRecord:
             if entry is not None:
                 self.amend(row, REUSE, self.step.index - entry.step)
                 if decision.through is None:
-                    return self._value(entry, streams)
+                    return self._value(site, entry, streams)
                 return self._jump(key.index, site, decision.through, entry, streams)
         elif isinstance(decision, Forecast):
-            history = self._cache.history(self.branch, site)
+            history = self.history(site)
             if history:
                 self.amend(row, FORECAST, self.step.index - history[-1].step)
                 forecast = decision.fn(history, self.step)
-                return tuple(x + r for x, r in zip(streams, forecast)) if self._residual else forecast
+                residual = site in self._residual_sites
+                return tuple(x + r for x, r in zip(streams, forecast)) if residual else forecast
         elif isinstance(decision, Partial):
             entry = self.last(site)
             if entry is not None:
                 few, kwargs = (take_tokens(streams[0], decision.index), *streams[1:]), dict(kwargs)
                 cut_tables(kwargs, key.bound.facts.token_inputs, decision.index, site)
+                self._suspended = True  # sub-modules see some tokens only: nothing of it may enter their caches
                 fresh = key.pack(slot.call(module, *key.replace(args, kwargs, few)))
-                value = (put_tokens(self._value(entry, streams)[0], fresh[0], decision.index), *fresh[1:])
+                self._suspended = False
+                value = (put_tokens(self._value(site, entry, streams)[0], fresh[0], decision.index), *fresh[1:])
                 share = decision.index.shape[-1] / streams[0].shape[1]
                 self.amend(row, PARTIAL, self.step.index - entry.step, share)
                 self.store(site, value, streams)
@@ -279,11 +295,11 @@ class ForwardRecord:
         self.end_visit(row, site, streams, fresh, keep=decision.keep or entry is None)
         if entry is None:
             return fresh
-        old = self._value(entry, streams)
+        old = self._value(site, entry, streams)
         return tuple(decision.weight * f + (1 - decision.weight) * o for f, o in zip(fresh, old))
 
-    def _value(self, entry: Entry, streams: State) -> State:
-        if not self._residual:
+    def _value(self, site: Site, entry: Entry, streams: State) -> State:
+        if site not in self._residual_sites:
             return entry.value
         return tuple([x + r for x, r in zip(streams, entry.value)])
 
@@ -291,18 +307,19 @@ class ForwardRecord:
 
     def _ask_region(self, region: Site, streams: State) -> bool:
         """Ask about a TRUNK or SPAN that starts here. True: its blocks are passed over from now on."""
-        row = self.begin_visit(region, streams, RECOMPUTE)
+        bound, last = self.engine.bound, region.stop - 1
+        entered = bound.to_canonical(region.start, streams)
+        row = self.begin_visit(region, entered, RECOMPUTE)
         decision = self._policy.decide(self.state, self, region)
         if isinstance(decision, Recompute):
-            self._open.append((region, row, streams, decision.keep))
+            self._open.append((region, row, entered, decision.keep))
             return False
-        history = self._cache.history(self.branch, region)
+        history = self.history(region)
         if not history:
             self.force(row)
-            self._open.append((region, row, streams, True))
+            self._open.append((region, row, entered, True))
             return False
         entry = history[-1]
-        self._cache.check(entry, region)
         if isinstance(decision, Reuse) and decision.through is None:
             code, value = REUSE, entry.value
         elif isinstance(decision, Forecast):
@@ -312,16 +329,15 @@ class ForwardRecord:
             raise TypeError(f"{name}.decide({region}) gave {decision!r}; a region takes Recompute, Reuse or Forecast")
         lag = self.step.index - entry.step
         self.amend(row, code, lag)
-        bound, last = self.engine.bound, region.stop - 1
-        if self._residual:
-            entered = bound.to_canonical(region.start, streams)
-            value = bound.from_canonical(last, tuple(x + r for x, r in zip(entered, value)))
+        if region in self._residual_sites:
+            value = tuple(x + r for x, r in zip(entered, value))
+        value = bound.from_canonical(last, value)
         self._skip_to, self._skip_code, self._skip_lag, self._restored = last, code, lag, value
         return True
 
     def _jump(self, index: int, site: Site, target: Site, entry: Entry, streams: State) -> State:
         name = type(self._policy).__name__
-        if self._residual:
+        if target in self._residual_sites:
             raise ValueError(f"{name} jumps from {site} through {target}; a jump needs storage='output'")
         if target.part is not Part.BLOCK or target.start < site.start:
             raise ValueError(f"{name} jumps from {site} through {target}; a jump ends at a block at or after its start")
@@ -354,7 +370,4 @@ class ForwardRecord:
             region, row, entered, keep = self._open.pop()
             if region.stop <= index:
                 continue
-            self.end_visit(row, region, entered, value, keep=keep and not self._residual)
-            if keep and self._residual:
-                before, after = bound.to_canonical(region.start, entered), bound.to_canonical(index, value)
-                self.store(region, tuple(y - x for x, y in zip(before, after)), None)
+            self.end_visit(row, region, entered, bound.to_canonical(index, value), keep)

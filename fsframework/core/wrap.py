@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from threading import Lock
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import nn
@@ -134,51 +134,123 @@ def block_wrapper(module: nn.Module) -> tuple[str, Callable[..., Any]]:
     return BLOCK if module.__dict__.get("_compiled_call_impl") is None else COMPILED_BLOCK
 
 
+def _wrapper(owner: Any, method: str, function: Callable[..., Any], original: Callable[..., Any] | None) -> Any:
+    """`function` bound to `owner`, with the signature and documentation of what it replaces.
+
+    Pipelines ask `inspect.signature(scheduler.step)` whether it takes `eta` or a generator; they must be told the truth.
+    A copy of the function object rather than a decorator: no second call per visit.
+    """
+    copied = FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    copied.__kwdefaults__ = function.__kwdefaults__
+    replaced = getattr(type(owner), method) if original is None else _with_self(original)
+    if replaced is not None:
+        copied.__doc__ = replaced.__doc__
+        copied.__wrapped__ = replaced  # type: ignore[attr-defined]
+    copied.__fsf__ = True  # type: ignore[attr-defined]
+    return MethodType(copied, owner)
+
+
+def _with_self(bound: Callable[..., Any]) -> Callable[..., Any]:
+    """Something with the signature of `bound` and a first parameter for the binding to take off."""
+
+    def unbound(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return bound(*args, **kwargs)
+
+    unbound.__doc__ = bound.__doc__
+    with suppress(TypeError, ValueError):
+        signature = inspect.signature(bound)
+        first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        named = [
+            p.replace(kind=p.KEYWORD_ONLY) if p.kind is p.POSITIONAL_ONLY else p for p in signature.parameters.values()
+        ]
+        unbound.__signature__ = signature.replace(parameters=[first, *named])  # type: ignore[attr-defined]
+    return unbound
+
+
+def _is_ours(current: Any) -> bool:
+    return getattr(getattr(current, "__func__", None), "__fsf__", False)
+
+
+def _is_bare(owner: Any, method: str) -> bool:
+    """Whether the class's own method would run: nothing set on the instance, or the class's method itself."""
+    current = owner.__dict__.get(method)
+    return current is None or getattr(current, "__func__", current) is getattr(type(owner), method)
+
+
+def reaches(owner: Any, method: str) -> bool:
+    """Whether calling `owner.method` comes to our wrapper, on top or under hooks (accelerate's, diffusers') put over it.
+
+    Both kinds of hook keep what they replaced as `__wrapped__`. A hook that was there before us and is removed takes
+    our wrapper along; then the answer is no.
+    """
+    current = owner.__dict__.get(method)
+    for _ in range(32):
+        if current is None:
+            return False
+        if _is_ours(current):
+            return True
+        current = getattr(current, "__wrapped__", None)
+    return False
+
+
+def _put(owner: Any, method: str, function: Callable[..., Any], slot: Slot) -> None:
+    slot.original = None if _is_bare(owner, method) else owner.__dict__[method]
+    owner.__dict__.setdefault(_SLOT, {})[method] = slot
+    object.__setattr__(owner, method, _wrapper(owner, method, function, slot.original))
+
+
 def install(owner: Any, what: tuple[str, Callable[..., Any]], active: Active) -> Slot:
-    """Replace one method of one object. A second session on the same object shares the wrapper."""
+    """Replace one method of one object. A second session on the same object shares the wrapper.
+
+    Raises:
+        ValueError: the object is in a session of another model (they share a block).
+    """
     method, function = what
     with _LOCK:
-        slots = owner.__dict__.get(_SLOT)
-        if slots is None:
-            slots = {}
-            object.__setattr__(owner, _SLOT, slots)
-        current = owner.__dict__.get(method)
-        slot = slots.get(method)
-        bare = current is None or getattr(current, "__func__", current) is getattr(type(owner), method)
-        if slot is not None and not bare:  # ours, alone or under a hook that was put on top of it
-            slot.users += 1
-            if slot.users == 1:
-                slot.active = active
-            return slot
-        slot = slots[method] = Slot(method, active, None if bare else current)
-        slot.users = 1
-        object.__setattr__(owner, method, MethodType(function, owner))
+        slot = _slots(owner).get(method)
+        if slot is not None and reaches(owner, method):
+            if slot.users > 0 and slot.active is not active:
+                raise ValueError(
+                    f"this {type(owner).__name__} is part of another model that is in a reuse session; leave that one "
+                    f"first, or give each model its own blocks"
+                )
+            slot.active = active
+        else:
+            slot = Slot(method, active, None)
+            _put(owner, method, function, slot)
+        slot.users += 1
         return slot
+
+
+def restore_lost(owner: Any, what: tuple[str, Callable[..., Any]], slot: Slot) -> None:
+    """Put the wrapper back if something took it away, such as a pipeline that removes and sets its offload hooks anew."""
+    with _LOCK:
+        if not reaches(owner, what[0]):
+            _put(owner, *what, slot)
 
 
 def uninstall(owner: Any, method: str) -> None:
     """Undo `install` once; the last user puts the original back."""
     with _LOCK:
-        slots = owner.__dict__.get(_SLOT)
-        slot = None if slots is None else slots.get(method)
+        slots = _slots(owner)
+        slot = slots.get(method)
         if slot is None:
             return
         slot.users -= 1
         if slot.users > 0:
             return
-        current = owner.__dict__.get(method)
-        if getattr(current, "__func__", None) not in _OURS:
+        if _is_ours(owner.__dict__.get(method)):
+            if slot.original is None:
+                owner.__dict__.pop(method, None)
+            else:
+                object.__setattr__(owner, method, slot.original)
+        elif reaches(owner, method):
             return  # a hook was put on top of ours: stay under it, idle, or its removal would bring us back
-        if slot.original is None:
-            owner.__dict__.pop(method, None)
-        else:
-            object.__setattr__(owner, method, slot.original)
         slots.pop(method)
         if not slots:
             owner.__dict__.pop(_SLOT, None)
-
-
-_OURS = (_block_forward, _compiled_block, _model_forward, _cache_context, _set_timesteps, _scheduler_step)
 
 
 def shared_active(owner: Any, method: str) -> Active:

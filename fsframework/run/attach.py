@@ -33,7 +33,7 @@ def reuse(
         timesteps: for a bare transformer: the timesteps your loop will use, in order.
         scheduler: for a bare transformer: the diffusers scheduler your loop calls `set_timesteps` and `step` on, instead
             of `timesteps`. A pipeline's own scheduler is used by itself.
-        **options: passed to `ReuseEngine`: timing, record, cache_dtype, cache_device, group.
+        **options: passed to `ReuseEngine`: timing, record, cache_dtype, cache_device, group, guided.
 
     Raises:
         ValueError: no adapter for the model's class, no site the policy asks about, or a bare transformer without
@@ -47,6 +47,7 @@ def reuse(
     if pipe is not None:
         if timesteps is not None or scheduler is not None:
             raise ValueError("a pipeline brings its own scheduler; timesteps and scheduler are for a bare transformer")
+        options.setdefault("guided", lambda: getattr(pipe, "do_classifier_free_guidance", None))
         return ReuseEngine(adapter.bind(transformer), policy, scheduler=lambda: pipe.scheduler, **options)
     if timesteps is None and scheduler is None:
         raise ValueError(

@@ -4,9 +4,21 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from toys import ScriptedDiT, SmoothDiT, letters, run_scripted, run_smooth, toy_session
+from toys import Gated, ScriptedDiT, SmoothDiT, ToyAdapter, letters, run_scripted, run_smooth, toy_session
 
-from fsframework.core import Blend, Forecast, Kind, Part, Partial, Recompute, Reuse, ReusePolicy, Site, Synthesize
+from fsframework.core import (
+    Blend,
+    Forecast,
+    Kind,
+    Part,
+    Partial,
+    Recompute,
+    Reuse,
+    ReuseEngine,
+    ReusePolicy,
+    Site,
+    Synthesize,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::fsframework.core.review.ReuseWarning")
 
@@ -249,7 +261,7 @@ def test_half_of_a_guidance_batch_is_made_from_the_other_half():
     plan = Plan({1: Synthesize(lambda p: -p["cond"], branch="uncond")}, parts=frozenset({Part.MODEL}))
     model = SmoothDiT(num_blocks=2)
     x = torch.randn(2, 6, 8)
-    with torch.no_grad(), toy_session(model, plan, 2) as session:
+    with torch.no_grad(), toy_session(model, plan, 2, guided=True) as session:
         model(x, torch.zeros(2))
         out = model(x, torch.ones(2))[0]
         alone = [layer for layer in model.transformer_blocks]
@@ -323,3 +335,186 @@ def test_a_jump_to_a_block_the_model_then_skips_is_an_error_not_a_wrong_video():
     with toy_session(model, Plan({1: Reuse(through=block(3))}, only=0), 2):
         with pytest.raises(RuntimeError, match="passed over up to joint.3, but the model did not come to that block"):
             run_smooth(model, 2)
+
+
+def test_two_prompts_without_guidance_are_not_taken_for_two_guidance_halves():
+    plan = Plan({1: Synthesize(lambda p: -p["cond"], branch="uncond")}, parts=frozenset({Part.MODEL}))
+    model, x = SmoothDiT(num_blocks=2), torch.randn(2, 6, 8)
+    for guided in (False, None):
+        with torch.no_grad(), toy_session(model, plan, 2, guided=guided) as session:
+            model(x, torch.zeros(2))
+            out = model(x, torch.ones(2))[0]
+        assert torch.equal(out, run_bare(model, x, torch.ones(2)))
+        assert session.trace.column("forced")[3] is True
+
+
+def run_bare(model, x, t):
+    with torch.no_grad():
+        return model(x, t)[0]
+
+
+@pytest.mark.parametrize("part", [Part.BLOCK, Part.MODEL, Part.MLP, Part.TRUNK])
+@pytest.mark.parametrize("kind", ["reuse", "forecast"])
+def test_a_captured_value_that_was_written_to_is_never_handed_out(part, kind):
+    class Dirty(Gated):
+        def forward(self, hidden_states, timestep):
+            out = super().forward(hidden_states, timestep)
+            self.held = out
+            return out
+
+    model = SmoothDiT(num_blocks=1)
+    model.transformer_blocks[0] = layer = Dirty(8)
+    layer.ff.register_forward_hook(lambda module, args, out: setattr(layer, "mlp", out))
+    decision = Reuse() if kind == "reuse" else Forecast(lambda history, step: history[-1].value)
+    with torch.no_grad(), toy_session(model, Plan({1: decision}, parts=frozenset({part})), 2):
+        out = model(torch.randn(1, 6, 8), torch.zeros(1))[0]
+        kept = out.clone()
+        if part is Part.MODEL:
+            out.mul_(10)  # what the model returned is the caller's own
+            assert torch.equal(model(torch.randn(1, 6, 8), torch.ones(1))[0], kept)
+            return
+        (layer.mlp if part is Part.MLP else layer.held).mul_(10)
+        with pytest.raises(RuntimeError, match="modified in place afterwards"):
+            model(torch.randn(1, 6, 8), torch.ones(1))
+
+
+def test_a_policy_may_find_out_only_while_observing_that_a_value_is_not_to_be_kept():
+    class FirstBlock(Plan):
+        """First-block caching: keep block 0's output only if the rest is then computed."""
+
+        def start(self, run):
+            return {"reuse": False, "lags": []}
+
+        def decide(self, state, call, site):
+            if site.part is Part.SPAN and state["reuse"]:
+                return Reuse()
+            return Recompute()
+
+        def observe(self, state, call, site, fresh, cached):
+            if site.part is Part.BLOCK and site.start == 0:
+                state["reuse"] = cached is not None and float((fresh[0] - cached.value[0]).abs().mean()) < 2.5
+                state["lags"].append(None if cached is None else call.step.index - cached.step)
+                return not state["reuse"]
+            return None
+
+    policy = FirstBlock(span=(1, 3), parts=frozenset({Part.BLOCK, Part.SPAN}))
+    session, model, out = run_scripted(policy, lambda b, t: t + 100 * b, num_steps=7, num_blocks=3)
+    assert session.trace.decisions("span.1-3") == "CRRCRRC"  # drift 1 a step against the last *computed* step
+    assert out == [200, 200, 200, 203, 203, 203, 206]
+    assert model.transformer_blocks[2].num_runs == 3
+
+
+def test_storage_and_depth_may_differ_from_site_to_site():
+    class Mixed(Plan):
+        """Watches block outputs, reuses the trunk's residual."""
+
+        def storage_of(self, site):
+            return "residual" if site.part is Part.TRUNK else "output"
+
+        def depth_of(self, site):
+            return 2 if site.part is Part.BLOCK else 1
+
+        def decide(self, state, call, site):
+            return Reuse() if site.part is Part.TRUNK and call.step.index == 3 else Recompute()
+
+        def observe(self, state, call, site, fresh, cached):
+            if cached is not None and call.step.index == 2:
+                seen[site.name] = (len(call.history(site)), cached.value[0], call.input()[0], fresh[0])
+
+    seen = {}
+    model, x = SmoothDiT(num_blocks=2), torch.randn(1, 6, 8)
+    with torch.no_grad(), toy_session(model, Mixed(parts=frozenset({Part.BLOCK, Part.TRUNK})), 4) as session:
+        outs = [model(x, torch.tensor([float(s)]))[0] for s in (0, 1, 2)]
+        again = model(2 * x, torch.tensor([3.0]))[0]
+    depth, cached, _, _ = seen["joint.1"]
+    assert depth == 2
+    assert torch.equal(cached, outs[1])
+    depth, cached, _, _ = seen["trunk"]
+    assert depth == 1
+    assert torch.allclose(cached, outs[1] - x, atol=1e-6)
+    assert torch.allclose(again, 2 * x + outs[2] - x, atol=1e-6)
+    assert session.trace.decisions("trunk") == "CCCR"
+
+
+def test_a_probe_may_ask_about_the_block_execution_has_come_to():
+    class Probing(ToyAdapter):
+        def probe(self, name, transformer, arguments, block):
+            return (
+                block["hidden_states"] if name == "block_input" else super().probe(name, transformer, arguments, block)
+            )
+
+    seen = []
+
+    class Curious(Plan):
+        def decide(self, state, call, site):
+            seen.append(torch.equal(call.probe("block_input"), call.input()[0]))
+            return Recompute()
+
+    model = SmoothDiT(num_blocks=2)
+    with torch.no_grad(), ReuseEngine(Probing().bind(model), Curious(), timesteps=[0]) as session:
+        model(torch.randn(1, 6, 8), torch.zeros(1))
+    assert seen == [True, True]
+    with pytest.raises(ValueError, match="Probing has no probe 'temb'"):
+        session.bound.adapter.probe("temb", model, {}, {})
+
+
+def test_sub_modules_are_left_alone_while_their_block_runs_on_some_tokens():
+    class Both(Plan):
+        def decide(self, state, call, site):
+            if site.part is Part.BLOCK:
+                return Partial(torch.tensor([0, 2])) if call.step.index == 1 else Recompute()
+            return Reuse() if call.step.index == 2 else Recompute()
+
+    model = SmoothDiT(num_blocks=1)
+    with toy_session(model, Both(parts=frozenset({Part.BLOCK, Part.MLP})), 3) as session:
+        run_smooth(model, 3)
+    assert session.trace.decisions("joint.0.mlp") == "CR"
+    assert session.trace.decisions("joint.0") == "CPC"
+
+
+@pytest.mark.parametrize("where", ["start", "begin_forward", "decide", "observe", "end_forward"])
+def test_an_exception_in_the_policy_leaves_the_model_as_it_was(where):
+    def fail(*args):
+        raise ZeroDivisionError(where)
+
+    policy = type("Failing", (Plan,), {where: fail})()
+    model = SmoothDiT(num_blocks=2)
+    expected = run_smooth(model, 2)
+    with pytest.raises(ZeroDivisionError), toy_session(model, policy, 2):
+        run_smooth(model, 2)
+    assert all(torch.equal(a, b) for a, b in zip(run_smooth(model, 2), expected))
+    assert "forward" not in model.__dict__
+
+
+def test_a_forward_that_failed_may_be_tried_again():
+    model = SmoothDiT(num_blocks=1)
+    with torch.no_grad(), toy_session(model, Plan({1: Reuse()}), 2) as session:
+        x = torch.randn(1, 6, 8)
+        with pytest.raises(RuntimeError):
+            model(torch.randn(1, 6, 5), torch.zeros(1))
+        first = model(x, torch.zeros(1))[0]
+        assert torch.equal(model(2 * x, torch.ones(1))[0], first)
+    assert session.trace.decisions("joint.0")[-1] == "R"
+
+
+def test_the_model_returns_what_was_asked_for_also_where_it_was_not_run():
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+    class Output(SmoothDiT):
+        def forward(self, hidden_states, timestep, return_dict=True):
+            (out,) = super().forward(hidden_states, timestep)
+            return Transformer2DModelOutput(sample=out) if return_dict else (out,)
+
+    plan = Plan({1: Reuse(), 2: Reuse(), 4: Reuse()}, parts=frozenset({Part.MODEL}))
+    model, x = Output(num_blocks=1), torch.randn(1, 6, 8)
+    kinds = []
+    with torch.no_grad(), toy_session(model, plan, 5):
+        for step, return_dict in enumerate([False, False, True, True, True]):
+            kinds.append(type(model(x, torch.tensor([float(step)]), return_dict=return_dict)).__name__)
+    assert kinds == [
+        "tuple",
+        "tuple",
+        "Transformer2DModelOutput",
+        "Transformer2DModelOutput",
+        "Transformer2DModelOutput",
+    ]

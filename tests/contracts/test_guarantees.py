@@ -1,6 +1,7 @@
 """What the engine guarantees, for every registered policy on every registered family (random weights)."""
 
 import copy
+import inspect
 import threading
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from toys import Loop, count_host_reads, tiny_transformer
 
-from fsframework.core import Part, Recompute, Reuse, ReuseEngine, ReusePolicy
+from fsframework.core import Part, Partial, Recompute, Reuse, ReuseEngine, ReusePolicy
 from fsframework.core.review import ReuseWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore::fsframework.core.review.ReuseWarning")
@@ -243,9 +244,12 @@ def test_a_trunk_is_restored_in_the_layout_of_its_last_block(loop):
             assert set(s.trace.column("decision")[-len(s._keys) :]) == {"reuse"}
 
 
-def test_nothing_the_cache_holds_is_written_to_by_the_model(loop, policy):
-    with session(loop, EverySecond()):
-        loop()  # cache.check raises at a reuse if a captured tensor changed
+@pytest.mark.parametrize("parts", [{Part.BLOCK}, {Part.ATTENTION, Part.MLP}, {Part.TRUNK}])
+def test_nothing_the_cache_holds_is_written_to_by_the_model(loop, parts):
+    policy = type("Parts", (EverySecond,), {"parts": frozenset(parts)})()
+    with session(loop, policy) as s:
+        loop()  # a reuse of a captured tensor that changed raises
+    assert "reuse" in s.trace.column("decision")
 
 
 def test_host_reads_per_step_are_what_the_policy_declares(loop, policy):
@@ -260,7 +264,7 @@ def test_host_reads_per_step_are_what_the_policy_declares(loop, policy):
         loop(num_steps=num_steps)  # warm: the first call may import things
         in_session = reads(lambda: loop(num_steps=num_steps))
         own_count = s.meter.num_reads
-    start_of_video = 1  # the scheduler's timesteps, once
+    start_of_video = 2  # the scheduler's timesteps, and the first one the model is called with
     extra = in_session - bare - start_of_video
     assert extra == own_count
     assert extra <= policy.host_reads_per_step * num_steps
@@ -365,12 +369,108 @@ def test_group_offloading_before_or_after_attaching(loop, offload_first, tmp_pat
     assert torch.equal(own(), bare)
 
 
-def test_wrappers_that_were_lost_are_an_error_not_a_silent_full_compute(loop):
-    with session(loop, EverySecond()):
+def test_wrappers_that_were_lost_between_videos_are_put_back(loop):
+    with session(loop, EverySecond()) as s:
+        expected = loop()
         for block in (b.module for b in loop.adapter.bind(loop.model).blocks):
             block.__dict__.pop("forward")
+        loop.model.__dict__.pop("forward")
+        assert torch.equal(loop(), expected)
+    assert s.trace.video == 1
+    assert "forward" not in loop.model.__dict__
+
+
+def test_wrappers_that_were_lost_inside_a_video_are_an_error_not_a_silent_full_compute(loop):
+    inputs = loop.adapter.example_inputs(loop.model, 2, torch.Generator().manual_seed(0))
+    latent = inputs.pop(loop.adapter.latent_input)
+    loop.scheduler.set_timesteps(3)
+    with session(loop, EverySecond()):
+        loop._call(latent, loop.scheduler.timesteps[0], inputs)
+        for block in (b.module for b in loop.adapter.bind(loop.model).blocks):
+            block.__dict__.pop("forward")
+        loop.scheduler.step(latent, loop.scheduler.timesteps[0], latent)
         with pytest.raises(RuntimeError, match="wrappers are no longer in place"):
-            loop()
+            loop._call(latent, loop.scheduler.timesteps[1], inputs)
+
+
+def test_signatures_are_those_of_the_bare_model_and_scheduler(loop):
+    bare = [inspect.signature(f) for f in (loop.model.forward, loop.scheduler.step, loop.scheduler.set_timesteps)]
+    with session(loop, Never()):
+        wrapped = [
+            inspect.signature(f) for f in (loop.model.forward, loop.scheduler.step, loop.scheduler.set_timesteps)
+        ]
+        loop()
+    assert wrapped == bare
+
+
+def test_models_that_share_a_block_can_not_be_in_two_sessions(loop):
+    other = Loop(loop.adapter, copy.deepcopy(loop.model))
+    path = loop.adapter.blocks[0].path
+    getattr(other.model, path)[1] = getattr(loop.model, path)[1]
+    with (
+        session(loop, EverySecond()),
+        pytest.raises(ValueError, match="part of another model that is in a reuse session"),
+    ):
+        session(other, EverySecond()).__enter__()
+    assert torch.equal(loop(), loop())
+
+
+def test_a_block_that_is_listed_twice_is_an_error(loop):
+    model = tiny_transformer(loop.adapter)
+    blocks = getattr(model, loop.adapter.blocks[0].path)
+    blocks[1] = blocks[0]
+    with pytest.raises(ValueError, match=r"\.1 is the same module as .*\.0"):
+        loop.adapter.bind(model)
+
+
+def test_sub_modules_on_some_tokens_leave_the_other_streams_whole(loop):
+    index = torch.tensor([0, 2, 3])
+
+    @dataclass(frozen=True)
+    class Tokens(ReusePolicy):
+        part: Part = Part.ATTENTION
+
+        @property
+        def parts(self):
+            return frozenset({self.part})
+
+        def decide(self, state, call, site):
+            return Partial(index) if call.step.index == 1 else Recompute()
+
+    seen = {}
+    for part in (Part.ATTENTION, Part.MLP):
+        with session(loop, Tokens(part)) as s:
+            out = loop(num_steps=3)
+        seen[part] = out
+        assert s.trace.decisions(s.sites[0]) == "CPC"
+        assert bool(out.isfinite().all())
+    assert not torch.equal(seen[Part.ATTENTION], seen[Part.MLP])
+
+
+def test_regions_show_the_policy_one_layout(loop):
+    """Latte's first and last block fold different axes into the batch; what is observed can be subtracted."""
+
+    @dataclass(frozen=True)
+    class Watch(ReusePolicy):
+        storage: str = "residual"
+        parts = frozenset({Part.TRUNK})
+
+        def decide(self, state, call, site):
+            return Recompute()
+
+        def observe(self, state, call, site, fresh, cached):
+            change = fresh[0] - call.input()[0]
+            if cached is not None:
+                seen.append(float((change - cached.value[0]).abs().max()) / float(change.abs().max()))
+
+    seen = []
+    inputs = loop.adapter.example_inputs(loop.model, 2, torch.Generator().manual_seed(0))
+    latent = inputs.pop(loop.adapter.latent_input)
+    with torch.no_grad(), ReuseEngine(loop.adapter.bind(loop.model), Watch(), timesteps=[500, 400]) as s:
+        for index in (0, 1):
+            s.step(index)
+            loop.model(latent, timestep=torch.tensor([500, 500]), return_dict=False, **inputs)
+    assert seen == [0.0]
 
 
 def test_threads_that_share_a_model_have_their_own_sessions_and_policies(loop):

@@ -32,6 +32,22 @@ def test_going_back_to_the_first_timestep_begins_a_new_video():
         assert session.trace.decisions("joint.0") == "CR"
 
 
+def test_going_back_at_all_begins_a_new_video():
+    model = ScriptedDiT(1, lambda b, t: t)
+    with torch.no_grad(), ReuseEngine(ToyAdapter().bind(model), StaticReuse(warmup=1), timesteps=[5, 4, 3, 2]) as s:
+        for value in (5, 4, 3):
+            model(X, t(value))
+        out = [float(model(X, t(value))[0].mean()) for value in (4, 3, 2)]
+    assert out[0] == 4  # the new video's first step has nothing to reuse
+    assert s.trace.video == 1
+    assert min(s.trace.column("lag")) >= 0
+
+
+def test_timesteps_that_can_not_be_told_apart_are_refused():
+    with pytest.raises(ValueError, match="holds a value twice"):
+        ReuseEngine(ToyAdapter().bind(SmoothDiT()), FullCompute(), timesteps=[3, 2, 2, 1])
+
+
 def test_a_timestep_that_is_none_of_the_sessions_is_an_error():
     model = ScriptedDiT(1, lambda b, t: t)
     bound = ToyAdapter().bind(model)

@@ -100,5 +100,7 @@ def test_a_repository_that_can_not_be_reached_is_one_clear_error(monkeypatch):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="could not find model 'nobody/nothing': no such folder, and no such repository"):
+    with pytest.raises(
+        ValueError, match="could not find model 'nobody/nothing': no such folder, and no such repository"
+    ):
         load_model("nobody/nothing")
