@@ -111,6 +111,9 @@ def _merge(into: Any, content: dict[str, Any], where: str) -> None:
                 into.policy = {}
     if isinstance(content.get("prompts"), list):
         content["prompts"] = {"texts": content["prompts"]}
+    prompts = content.get("prompts")
+    if isinstance(prompts, dict) and prompts.get("set") is not None and prompts.get("texts") is None:
+        into.prompts.texts = None  # a set or file named later is meant instead of the texts listed before
     policy = content.get("policy")
     if isinstance(policy, dict) and policy.get("name", into.policy.get("name")) != into.policy.get("name"):
         into.policy = {}

@@ -56,6 +56,15 @@ class RunDirectory:
         return self.path / "metrics.json"
 
     @property
+    def is_finished(self) -> bool:
+        """Whether metrics.json is there and whole; a damaged one is made again from the records."""
+        try:
+            json.loads(self.metrics.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return True
+
+    @property
     def trace(self) -> Path:
         """One row per visit of every video."""
         return self.path / "trace.parquet"

@@ -112,7 +112,8 @@ def build_policy(block: Mapping[str, Any]) -> ReusePolicy[Any]:
     known = [f.name for f in dataclasses.fields(policy_class)]
     for key in options:
         if key not in known:
-            raise ValueError(f"policy {name!r} has no option {key!r}. {nearest_key(key, known)}")
+            hint = nearest_key(key, known) if known else "It has none."
+            raise ValueError(f"policy {name!r} has no option {key!r}. {hint}")
     schema = OmegaConf.structured(policy_class)
     OmegaConf.set_readonly(schema, False)
     for key, value in options.items():

@@ -58,7 +58,7 @@ def run(config: RunConfig, model: LoadedModel | None = None) -> Path:
         plan = dataclasses.replace(plan, device=world.device)
     job = prepare(plan, model, runs_dir, world)
     total = len(plan.clips)
-    if len(job.directory.read_records()) == total and job.directory.metrics.is_file():
+    if len(job.directory.read_records()) == total and job.directory.is_finished:
         if world.is_first:
             print(f"{job.directory.path}: all {total} videos are there already", file=sys.stderr)
             if changed := artifacts.code_changed(job.directory, artifacts.git_state(_PACKAGE)):
@@ -67,6 +67,7 @@ def run(config: RunConfig, model: LoadedModel | None = None) -> Path:
                 _write_report(job)
         world.barrier()
         return job.directory.path
+    _warm_up(job)
     if world.is_first:
         job.directory.create()
         job.directory.tidy_records()
@@ -125,14 +126,31 @@ def _generate(job: Job, done: set[int], progress: Progress, tracker: Tracker) ->
     clips = [clip for clip in job.world.share(job.plan.clips) if clip.index not in done]
     if not clips:
         return
-    progress.stage("warm-up")
-    warm_up = {**job.sampling, "num_steps": min(_WARM_UP_STEPS, job.sampling["num_steps"])}
-    job.model.generate(clips[0].prompt, clips[0].seed, **warm_up)
     session = _open_session(job)
     for clip in clips:
         record = _make_video(job, session, clip, progress)
         tracker.log_video(record, job.directory.path)
         progress.advance(_one_line(record))
+
+
+def _warm_up(job: Job) -> None:
+    """Generate for a step or two, unmeasured: first calls are slow. A setting the pipeline refuses is found here.
+
+    Raises:
+        ValueError: the pipeline refuses the sampling settings; nothing of the run is written yet.
+    """
+    clip = job.plan.clips[0]
+    few = {**job.sampling, "num_steps": min(_WARM_UP_STEPS, job.sampling["num_steps"])}
+    try:
+        job.model.generate(clip.prompt, clip.seed, **few)
+    except (ValueError, TypeError, RuntimeError) as error:
+        if "out of memory" in str(error):
+            raise
+        settings = ", ".join(f"{name}={value}" for name, value in job.sampling.items() if value is not None)
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        raise ValueError(
+            f"{type(job.model.pipe).__name__} can not generate with {settings}: {reason} Check the sampling section."
+        ) from error
 
 
 def _open_session(job: Job) -> ReuseEngine:

@@ -7,11 +7,14 @@ last checkpoint, bit for bit.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from fsframework.train.autoencoder import AutoencoderConfig
 from fsframework.train.diffusion import DenoiserStageConfig, MonitorConfig
@@ -58,10 +61,21 @@ class TinyConfig:
 
 
 def load_config(path: str, overrides: list[str]) -> Any:
-    """Defaults <- YAML file <- `key=value` overrides; unknown keys are errors."""
+    """Defaults <- YAML file <- `key=value` overrides; unknown keys and wrong types are errors that say where."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    merged = OmegaConf.merge(OmegaConf.structured(TinyConfig), OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
+    merged = OmegaConf.structured(TinyConfig)
+    try:
+        for where, source in ((path, OmegaConf.load(path)), ("command line", OmegaConf.from_dotlist(overrides))):
+            try:
+                merged = OmegaConf.merge(merged, source)
+            except OmegaConfBaseException as error:
+                reason = str(error).strip().splitlines()[0]
+                keys = ", ".join(field.name for field in dataclasses.fields(TinyConfig))
+                raise ValueError(f"{where}: {reason}. A training config has the keys {keys}.") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
     return OmegaConf.to_object(merged)
 
 

@@ -142,3 +142,13 @@ def test_a_missing_plugin_is_an_error_at_load(tmp_path):
     path = write(tmp_path, "plugins: [polcy.py]\n")
     (tmp_path / "policy.py").write_text("")
     assert "Did you mean" in error_of(path)
+
+
+def test_naming_a_prompt_set_or_file_replaces_the_texts_of_the_file(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("prompts: [one, two]\n")
+    assert load_config(file).prompts.texts == ["one", "two"]
+    assert load_config(file, ["prompts.set=digits"]).prompts.texts is None
+    chosen = load_config(file, ["prompts=digits"]).prompts
+    assert (chosen.set, chosen.texts) == ("digits", None)
+    assert load_config(file, ["prompts=[three]"]).prompts.texts == ["three"]

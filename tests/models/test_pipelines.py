@@ -108,3 +108,104 @@ def test_a_model_without_an_adapter_is_an_error_that_says_how_to_write_one():
 
     with pytest.raises(ValueError, match=r"no adapter for DDIMScheduler.*Known: CogVideoXTransformer3DModel"):
         fsf.reuse(DDIMScheduler(), FullCompute())
+
+
+class TestSamplers:
+    """A session must not hide from a pipeline what its sampler takes: noise comes from the generator, eta arrives."""
+
+    @pytest.mark.parametrize("sampler", ["DDPMScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"])
+    def test_samplers_that_draw_noise_or_take_two_orders_are_exact(self, sampler):
+        import diffusers
+
+        pipe = BUILDERS["latte"]()
+        pipe.scheduler = getattr(diffusers, sampler)()
+        bare = generate("latte", pipe)
+        assert torch.equal(bare, generate("latte", pipe))
+        with fsf.reuse(pipe, FullCompute()):
+            assert torch.equal(bare, generate("latte", pipe))
+
+    def test_eta_arrives_at_the_sampler(self):
+        pipe = BUILDERS["latte"]()
+        bare = generate("latte", pipe, eta=0.5)
+        assert not torch.equal(bare, generate("latte", pipe))
+        with fsf.reuse(pipe, FullCompute()):
+            assert torch.equal(bare, generate("latte", pipe, eta=0.5))
+
+    def test_timesteps_of_the_users_own(self):
+        from diffusers import DPMSolverMultistepScheduler
+
+        pipe = BUILDERS["latte"]()
+        pipe.scheduler = DPMSolverMultistepScheduler()
+        bare = generate("latte", pipe, timesteps=[900, 600, 300, 100])
+        with fsf.reuse(pipe, FullCompute()) as session:
+            assert torch.equal(bare, generate("latte", pipe, timesteps=[900, 600, 300, 100]))
+        assert list(dict.fromkeys(session.trace.column("timestep"))) == [900, 600, 300, 100]
+
+    def test_cogvideox_with_its_own_dpm_sampler(self):
+        from diffusers import CogVideoXDPMScheduler
+
+        pipe = BUILDERS["cogvideox"]()
+        pipe.scheduler = CogVideoXDPMScheduler()
+        bare = generate("cogvideox", pipe)
+        with fsf.reuse(pipe, FullCompute()):
+            assert torch.equal(bare, generate("cogvideox", pipe))
+
+
+def test_video_to_video_counts_the_steps_it_takes():
+    from diffusers import CogVideoXVideoToVideoPipeline
+
+    pipe = CogVideoXVideoToVideoPipeline(**BUILDERS["cogvideox"]().components)
+    pipe.set_progress_bar_config(disable=True)
+    from PIL import Image
+
+    video = [Image.new("RGB", (16, 16), (20 * i, 0, 0)) for i in range(9)]
+    with fsf.reuse(pipe, StaticReuse(warmup=1)) as session:
+        pipe(
+            video=video, prompt=CAPTIONS[0], height=16, width=16, num_inference_steps=8, strength=0.5, max_sequence_length=16,
+            guidance_scale=3.0, generator=torch.Generator().manual_seed(0), output_type="pt",
+        )  # fmt: skip
+    assert session.trace.decisions("joint.0") == "CRCR"
+    assert session.summary()["num_steps"] == 4
+    assert session.trace.timesteps == pipe.scheduler.timesteps[4:].tolist()
+
+
+@pytest.mark.parametrize("when", ["before", "inside"])
+def test_model_offloading_resets_its_hooks_after_each_video_and_reuse_goes_on(family, when):
+    pipe = BUILDERS[family]()
+    with fsf.reuse(pipe, StaticReuse(warmup=2)):
+        expected = generate(family, pipe)
+    bare = generate(family, pipe)
+    if when == "before":
+        pipe.enable_model_cpu_offload(device="cpu")
+    session = fsf.reuse(pipe, StaticReuse(warmup=2))
+    for number in range(2):
+        with session:  # entered anew, as a run does for each of its videos
+            if when == "inside" and number == 0:
+                pipe.enable_model_cpu_offload(device="cpu")
+            for _ in range(2):
+                assert torch.equal(generate(family, pipe), expected)
+                assert session.trace.decisions(session.sites[0]) == "CCRCRCRC"
+    assert session.trace.video == 3
+    assert torch.equal(generate(family, pipe), bare)
+
+
+def test_without_guidance_no_prompt_is_made_from_another():
+    from dataclasses import dataclass
+
+    from fsframework import Part, Recompute, ReusePolicy, Synthesize
+
+    @dataclass(frozen=True)
+    class DropUncond(ReusePolicy):
+        parts = frozenset({Part.MODEL})
+
+        def decide(self, state, call, site):
+            return Synthesize(lambda p: p["cond"]) if call.step.index >= 4 else Recompute()
+
+    pipe = BUILDERS["latte"]()
+    bare = generate("latte", pipe, CAPTIONS[:2], guidance_scale=1.0)
+    with fsf.reuse(pipe, DropUncond()):
+        assert torch.equal(generate("latte", pipe, CAPTIONS[:2], guidance_scale=1.0), bare)
+        generate("latte", pipe, CAPTIONS[0], guidance_scale=3.0)
+    with fsf.reuse(pipe, DropUncond()) as session:
+        generate("latte", pipe, CAPTIONS[0], guidance_scale=3.0)
+    assert session.trace.decisions("model") == "CCCCSSSS"

@@ -47,6 +47,7 @@ def fails(tmp_path, overrides, capsys):
         ("prompts={set: digit, texts: null}", ["unknown prompt set 'digit'", "Did you mean 'digits'?"]),
         ("sampling.num_stepz=3", ["Did you mean 'sampling.num_steps'?"]),
         ("policy.gamma", ["is not of the form section.key=value"]),
+        ("sampling.height=33", ["LattePipeline can not generate with", "height=33", "divisible by 8"]),
         ("launch.num_processes=0", ["launch.num_processes=0 must be at least 1"]),
     ],
 )
@@ -165,3 +166,22 @@ def test_a_value_error_from_inside_a_library_is_our_defect_and_keeps_its_traceba
     monkeypatch.setattr("fsframework.run.job.sampling_of", lambda *_: json.loads("{"))
     with pytest.raises(ValueError, match="Expecting property name"):
         main(["run", str(tmp_path / "run.yaml"), *overrides])
+
+
+def test_a_training_config_with_an_unknown_key(tmp_path, capsys):
+    (tmp_path / "train.yaml").write_text("name: x\nnokey: 1\n")
+    assert main(["train", str(tmp_path / "train.yaml")]) == 2
+    message = capsys.readouterr().err
+    assert "nokey" in message
+    assert "Traceback" not in message
+
+
+def test_a_damaged_metrics_file_is_made_again_from_the_records(tmp_path, overrides, capsys):
+    (tmp_path / "run.yaml").write_text("name: test\n")
+    command = ["run", str(tmp_path / "run.yaml"), *overrides, "prompts.texts=[digit 6 is moving up and down]"]
+    assert main(command) == 0
+    (file,) = (tmp_path / "runs").glob("test-*/metrics.json")
+    whole = json.loads(file.read_text())
+    file.write_text(file.read_text()[:40])
+    assert main(command) == 0
+    assert json.loads(file.read_text())["psnr"] == whole["psnr"]
