@@ -37,6 +37,11 @@ WHY = {
     "residual, 0.5 (1,2)": "policy.gamma=0.5 policy.storage=residual",
     "residual + lag, 0.5 (1,2)": "policy.gamma=0.5 policy.storage=residual policy.lag_correction=true",
     "dead blocks not run, 0.5 (1,2)": "policy.gamma=0.5 policy.eliminate_dead=true",
+    "dead blocks not run, 1.0 (1,2)": "policy.gamma=1.0 policy.eliminate_dead=true",
+    "dead not run + lag, 0.5 (1,2)": "policy.gamma=0.5 policy.eliminate_dead=true policy.lag_correction=true",
+    "dead blocks not run, 0.5 (2,3)": "policy.gamma=0.5 policy.recompute_every=3 policy.eliminate_dead=true",
+    "dead not run + lag, 0.25 (2,3)": "policy.gamma=0.25 policy.recompute_every=3 policy.eliminate_dead=true "
+    "policy.lag_correction=true",
 }
 
 
@@ -47,8 +52,8 @@ def settings() -> dict[str, list[str]]:
     return {name: text.split() for name, text in named.items()}
 
 
-def make(runs_dir: Path, per_prompt: int, limit: int, part: int, parts: int) -> dict[str, Path]:
-    """Run this part of the settings over `limit` captions x `per_prompt` seeds; finished ones are kept."""
+def make(runs_dir: Path, per_prompt: int, limit: int, part: int, parts: int, first: int) -> dict[str, Path]:
+    """Run this part of the settings, from number `first` on, over `limit` captions; finished ones are kept."""
     from fsframework.run.job import load
     from fsframework.run.resolve import make_plan
     from fsframework.run.runner import run
@@ -59,7 +64,7 @@ def make(runs_dir: Path, per_prompt: int, limit: int, part: int, parts: int) -> 
     ]  # fmt: skip
     model, folders = None, {}
     for number, (name, changes) in enumerate(settings().items()):
-        if number % parts != part:
+        if number < first or number % parts != part:
             continue
         config = load_config(None, [f"name=sweep{number:02d}", *changes, *common])
         model = model or load(make_plan(config))
@@ -137,12 +142,13 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=1, help="per caption")
     parser.add_argument("--part", default="0/1", help="i/n makes every n-th setting from the i-th: one process each")
+    parser.add_argument("--first", type=int, default=0, help="number of the first setting to make")
     parser.add_argument("--compare", action="store_true", help="only compare the runs that are there")
     options = parser.parse_args()
     part, parts = map(int, options.part.split("/"))
     if not options.compare:
-        made = make(options.runs_dir, options.seeds, options.captions, part, parts)
-        if parts > 1:
+        made = make(options.runs_dir, options.seeds, options.captions, part, parts, options.first)
+        if parts > 1 or options.first:
             print(f"part {options.part} is done ({len(made)} settings); compare with --compare when all are")
             return
     names = list(settings())
