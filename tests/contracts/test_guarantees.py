@@ -270,6 +270,16 @@ def test_host_reads_per_step_are_what_the_policy_declares(loop, policy):
     assert extra <= policy.host_reads_per_step * num_steps
 
 
+def test_host_reads_are_declared_per_branch_where_branches_run_one_after_the_other(loop, policy):
+    num_steps = 10
+    with session(loop, policy) as s:
+        loop(num_steps=num_steps, session=s, sequential=True)
+    assert s.meter.num_reads <= 2 * policy.host_reads_per_step * num_steps
+    with session(loop, policy) as batched:
+        loop(num_steps=num_steps)
+    assert s.meter.num_reads == 2 * batched.meter.num_reads
+
+
 def test_a_declared_schedule_is_the_one_in_the_trace(loop, policy):
     with session(loop, policy) as s:
         loop(num_steps=12)
