@@ -18,7 +18,7 @@ ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1
 
 def command(folder: Path, overrides: list[str], *more: str) -> list[str]:
     config = folder / "run.yaml"
-    config.write_text("seeds: {per_prompt: 3}\n")
+    config.write_text("seeds: {per_prompt: 8}\n")
     return [sys.executable, "-m", "fsframework", "run", str(config), *overrides, *more]
 
 
@@ -73,7 +73,7 @@ def test_a_stopped_run_goes_on_to_the_same_files_and_metrics_as_one_that_never_s
         assert "the same command goes on from there" in stderr
         assert "Traceback" not in stderr
     done = finish(arguments)
-    assert "9 videos" in done.stdout
+    assert "24 videos" in done.stdout
     assert results(folder) == unbroken
 
 
