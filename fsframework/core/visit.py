@@ -184,7 +184,9 @@ class ForwardRecord:
             return visit_part(self, key, slot, module, args, kwargs)
         trace = self._trace
         if not self.engine.timing or trace is None:
-            return self._visit_block(key, slot, module, args, kwargs)
+            output = self._visit_block(key, slot, module, args, kwargs)
+            self._at, self._streams = None, ()  # or a block's input would live on, and memory could not be used again
+            return output
         first, started = len(trace), time.perf_counter()
         output = self._visit_block(key, slot, module, args, kwargs)
         row = next(i for i in range(first, len(trace)) if trace.site[i] is key.site)
