@@ -52,12 +52,19 @@ def unbroken(tmp_path_factory, overrides_below):
     return results(only_run(folder / "runs"))
 
 
+def _default_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["ctrl-c", "kill", "kill -9"])
 def test_a_stopped_run_goes_on_to_the_same_files_and_metrics_as_one_that_never_stopped(
     tmp_path, overrides, unbroken, how
 ):
     arguments = command(tmp_path, overrides)
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    # A shell's background job (`make test &`) ignores SIGINT and its children inherit that; a user's terminal does not.
+    process = subprocess.Popen(
+        arguments, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, preexec_fn=_default_interrupt
+    )
     records = lambda: [p for p in (tmp_path / "runs").glob("*/videos.jsonl") if p.read_text().count("\n") >= 2]
     deadline = time.monotonic() + 120
     while not records() and process.poll() is None and time.monotonic() < deadline:
