@@ -91,18 +91,19 @@ class Clock:
         told, self._told = self._told, None
         if told is not None:
             return told
-        assert self.own is not None
+        own = self.own
+        assert own is not None
         if isinstance(timestep, Tensor):
             first = timestep.reshape(-1)[:1]
             value = first.tolist()[0] if first.device.type == "cpu" else meter.fetch(first)[0]
         else:
             value = float(timestep)
-        nearest = min(range(len(self.own)), key=lambda i: abs(self.own[i] - value))  # type: ignore[index]
-        spacing = max(abs(self.own[0] - self.own[-1]) / max(len(self.own) - 1, 1), 1e-6)
-        if abs(self.own[nearest] - value) > 0.25 * spacing:
+        nearest = min(range(len(own)), key=lambda i: abs(own[i] - value))
+        spacing = max(abs(own[0] - own[-1]) / max(len(own) - 1, 1), 1e-6)
+        if abs(own[nearest] - value) > 0.25 * spacing:
             raise ValueError(
-                f"the model was called with timestep {value:g}, which is none of the {len(self.own)} of this session "
-                f"(nearest: {self.own[nearest]:g}). Give the session the timesteps your loop uses."
+                f"the model was called with timestep {value:g}, which is none of the {len(own)} of this session "
+                f"(nearest: {own[nearest]:g}). Give the session the timesteps your loop uses."
             )
         return nearest
 

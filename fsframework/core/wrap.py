@@ -70,6 +70,7 @@ def _block_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def _compiled_block(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    # As above under another name; written out because a shared helper would cost each visit one more call.
     slot: Slot = module.__dict__[_SLOT]["_compiled_call_impl"]
     for engine in slot.active.get():
         forward = engine.forward_record
