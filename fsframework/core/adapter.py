@@ -37,6 +37,12 @@ class BlockList:
     """Which axis is folded into the batch, if one is: [(B F), N, C] or [(B N), F, C]."""
     token_inputs: tuple[str, ...] = ()
     """Other arguments with one row per video token (rotary tables), cut along with the tokens for `Partial`."""
+    concatenated: tuple[str, ...] = ()
+    """The names that the one stream joins along the token axis, in order: a single-stream block after joint ones, whose
+    `hidden_states` is ("encoder_hidden_states", "hidden_states"). Regions see the streams apart again."""
+    kept_aside: bool = False
+    """True: the model also keeps these blocks' outputs for later (U-shaped skips, control hints). Each block can be
+    reused by itself; passing over several, as regions and jumps do, would leave the kept ones wrong and is refused."""
 
     def submodule(self, part: Part) -> str | None:
         """The attribute name of a sub-module part."""
@@ -70,16 +76,26 @@ class ModelAdapter:
     """Names of the transformer classes this adapter is for."""
     pipeline_classes: ClassVar[tuple[str, ...]] = ()
     """Names of the pipeline classes that drive them."""
+    pipeline_module: ClassVar[str] = "diffusers"
+    """The module that has the transformer and pipeline classes."""
     transformer_name: ClassVar[str] = "transformer"
     """The pipeline's attribute that holds the transformer."""
+    later_transformers: ClassVar[tuple[str, ...]] = ()
+    """Attributes of further denoisers of the same class that take over at later steps (Wan 2.2: `transformer_2`)."""
+    boundary: ClassVar[str | None] = None
+    """The pipeline's config name of the noise fraction, 1 to 0, below which the later denoiser is called."""
     blocks: ClassVar[tuple[BlockList, ...]]
     """Block lists in execution order."""
     interleaved: ClassVar[bool] = False
     """True: the lists run in turns (s0 t0 s1 t1 ...). False: one list after the other."""
     guidance: ClassVar[Literal["batched", "sequential", "none"]] = "batched"
-    """Whether a step calls the transformer once with both halves, once per branch, or without guidance."""
+    """Whether a step calls the transformer once with both halves, once per branch, or once because there is no guidance
+    (or the scale is an input of the model)."""
     batch_order: ClassVar[tuple[str, str]] = ("uncond", "cond")
-    """Which half of a guidance batch is which."""
+    """Which half of a guidance batch is which. Sequential guidance: which branch is called first, for pipelines that do
+    not say so with a `cache_context`."""
+    extra_calls: ClassVar[tuple[str, ...]] = ()
+    """Branch names of further calls in a step, in order, where no `cache_context` names them (perturbed guidance)."""
     latent_input: ClassVar[str] = "hidden_states"
     timestep_input: ClassVar[str] = "timestep"
     batched_inputs: ClassVar[tuple[str, ...]] = ("hidden_states", "encoder_hidden_states", "timestep")
