@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fsframework.core.registry import nearest
-from fsframework.core.site import Kind, Part, Site, State
+from fsframework.core.site import Branch, Kind, Part, Site, State
 
 if TYPE_CHECKING:
     from fsframework.core.policy import ReusePolicy
@@ -136,6 +136,11 @@ class ModelAdapter:
             return value
         raise ValueError(f"{type(self).__name__} has no probe {name!r}. {nearest(name, ['latent'])}")
 
+    def calls(self) -> tuple[str, ...]:
+        """The branches of a step's forwards in the order they come, for those that no `cache_context` names."""
+        first = self.batch_order if self.guidance == "sequential" else (Branch.JOINT.value,)
+        return (*first, *self.extra_calls)
+
     def bind(self, transformer: nn.Module) -> BoundModel:
         """Check every fact against `transformer` and number its blocks; one ValueError names all that is wrong."""
         wrong: list[str] = []
@@ -154,6 +159,13 @@ class ModelAdapter:
                     wrong += _check_block(facts, block)
                 bound.append(BoundBlock(facts, block, ordinal))
             numbered.append(bound)
+        for facts in self.blocks:
+            unknown = sorted(set(facts.concatenated) - set(self.blocks[0].streams))
+            if unknown or (facts.concatenated and len(facts.streams) != 1):
+                wrong.append(
+                    f"{facts.path}: {facts.streams} can not be {facts.concatenated} joined; one stream joins streams of the "
+                    f"first block, {self.blocks[0].streams}"
+                )
         signature = inspect.signature(type(transformer).forward).parameters
         for name in (self.latent_input, self.timestep_input):
             if name not in signature:
@@ -194,6 +206,16 @@ class BoundModel:
     blocks: list[BoundBlock]
     num_samples: int = field(default=1, init=False)
 
+    lengths: dict[str, int] = field(default_factory=dict, init=False)
+    """Tokens of each stream of the first block in the forward now, to take concatenated streams apart."""
+
+    def __post_init__(self) -> None:
+        self.has_concatenated = any(block.facts.concatenated for block in self.blocks)
+
+    def note_lengths(self, streams: State) -> None:
+        """Remember the token counts of the streams [B, N, C] that enter the first block."""
+        self.lengths = {name: t.shape[1] for name, t in zip(self.blocks[0].facts.streams, streams)}
+
     def model_site(self) -> Site:
         """The MODEL site: everything."""
         return Site(Part.MODEL, self._kind(0, len(self.blocks)), 0, len(self.blocks))
@@ -220,6 +242,9 @@ class BoundModel:
         """Every site `policy` asks about, outer before inner, in execution order. None at all is an error."""
         n = len(self.blocks)
         sites: list[Site] = []
+        name = type(policy).__name__
+        if Part.TRUNK in policy.parts or policy.eliminate_dead:
+            self.check_passable(0, n, name)
         if Part.MODEL in policy.parts:
             sites.append(self.model_site())
         if Part.TRUNK in policy.parts:
@@ -229,9 +254,10 @@ class BoundModel:
             for start, stop in policy.spans(n):
                 if not 0 <= start < stop <= n:
                     raise ValueError(
-                        f"{type(policy).__name__} asks about blocks {start}..{stop}, but "
+                        f"{name} asks about blocks {start}..{stop}, but "
                         f"{type(self.transformer).__name__} has {n} blocks"
                     )
+                self.check_passable(start, stop, name)
                 spans.append(Site(Part.SPAN, self._kind(start, stop), start, stop))
         for index in range(n):
             sites += [span for span in spans if span.start == index]
@@ -241,14 +267,29 @@ class BoundModel:
         if not sites:
             asked = ", ".join(sorted(part.value for part in policy.parts))
             raise ValueError(
-                f"{type(policy).__name__} asks about {asked or 'no part'}, and "
+                f"{name} asks about {asked or 'no part'}, and "
                 f"{type(self.adapter).__name__} found no such site in {type(self.transformer).__name__}"
             )
         return sites
 
+    def check_passable(self, start: int, stop: int, policy: str) -> None:
+        """Raise if blocks start..stop-1 can not be passed over as a whole, because the model keeps outputs of theirs."""
+        for block in self.blocks[start:stop] if stop - start > 1 else ():
+            if block.facts.kept_aside:
+                raise ValueError(
+                    f"{policy} passes over several blocks at once, but {type(self.transformer).__name__} also keeps the "
+                    f"outputs of {block.facts.path!r} for later, so what it would read there is wrong. Use a policy that "
+                    f"reuses block by block, with eliminate_dead=False."
+                )
+
     def to_canonical(self, index: int, value: State) -> State:
-        """Streams of block `index` with a folded axis brought out, [B, F, N, C], so that blocks can be compared."""
-        fold = self.blocks[index].facts.fold
+        """Streams of block `index` as those of any other: a folded axis brought out, [B, F, N, C], and joined streams
+        taken apart, so that blocks can be compared."""
+        facts = self.blocks[index].facts
+        fold = facts.fold
+        if facts.concatenated and len(value) == 1:
+            parts = dict(zip(facts.concatenated, value[0].split([self.lengths[n] for n in facts.concatenated], dim=1)))
+            return tuple(parts[name] for name in self.blocks[0].facts.streams)
         if fold is None:
             return value
         unfolded = tuple(t.unflatten(0, (self.num_samples, -1)) for t in value)
@@ -256,7 +297,11 @@ class BoundModel:
 
     def from_canonical(self, index: int, value: State) -> State:
         """The inverse of `to_canonical`, in the layout of block `index`."""
-        fold = self.blocks[index].facts.fold
+        facts = self.blocks[index].facts
+        fold = facts.fold
+        if facts.concatenated and len(value) > 1:
+            parts = dict(zip(self.blocks[0].facts.streams, value))
+            return (torch.cat([parts[name] for name in facts.concatenated], dim=1),)
         if fold is None:
             return value
         if fold == "tokens":

@@ -16,10 +16,16 @@ class Clock:
 
     With a scheduler: `set_timesteps` begins a video at the next forward, and `step` ends a step if the model ran since
     the last one (so another pipeline sharing the scheduler does not move our time). With timesteps: the step is found
-    from the model's timestep argument, or told by `tell`; going back to step 0 begins a video.
+    from the model's timestep argument, or told by `tell`; going back to step 0 begins a video. `in_stage` says of a
+    timestep whether it is one of ours, where several denoisers share the steps.
     """
 
-    def __init__(self, scheduler: Any, timesteps: Sequence[float] | Tensor | None) -> None:
+    def __init__(
+        self,
+        scheduler: Any,
+        timesteps: Sequence[float] | Tensor | None,
+        in_stage: Callable[[float], bool] | None = None,
+    ) -> None:
         if (scheduler is None) == (timesteps is None):
             raise ValueError("give either the sampler's scheduler or the timesteps of your own loop")
         self._get: Callable[[], Any] | None = None
@@ -35,6 +41,7 @@ class Clock:
             )
         self.scheduler: Any = None
         self.pending = False
+        self._in_stage = in_stage
         self._told: int | None = None
 
     def open(self) -> Any:
@@ -73,7 +80,10 @@ class Clock:
             self.pending = False
             timesteps = [float(t) for t in self.scheduler.timesteps.tolist()]
             begin = getattr(self.scheduler, "begin_index", None)
-            timesteps = timesteps[_begin(timesteps, first) if begin is None else begin :]
+            if self._in_stage is not None:
+                timesteps = [t for t in timesteps[begin or 0 :] if self._in_stage(t)]
+            else:
+                timesteps = timesteps[_begin(timesteps, first) if begin is None else begin :]
             if not timesteps:
                 raise ValueError(
                     "the sampler has no timesteps; call scheduler.set_timesteps(num_steps) before the model"
@@ -117,7 +127,7 @@ def _begin(timesteps: Sequence[float], first: Any) -> int:
 
 
 class Context:
-    """Which guidance branch a forward belongs to: a stack of names, `joint` where nobody says."""
+    """Which guidance branch a forward belongs to: a stack of names, None where nobody says."""
 
     def __init__(self, names: Mapping[str, str]) -> None:
         self._names = names
@@ -132,6 +142,6 @@ class Context:
         self._stack.pop()
 
     @property
-    def branch(self) -> str:
-        """The branch of the forward now."""
-        return self._stack[-1] if self._stack else "joint"
+    def branch(self) -> str | None:
+        """The branch of the forward now, if it was named."""
+        return self._stack[-1] if self._stack else None

@@ -65,6 +65,7 @@ class ReuseEngine:
         guided: whether a joint batch is two guidance halves, or a function that knows; None is unknown, and then no
             branch is made from the other (`Synthesize`).
         facts: what the run is known by (model, sampler, ...), for policies that check artifacts.
+        in_stage: whether a timestep is this model's, where several denoisers share the steps (`StagedSession`).
 
     Raises:
         ValueError: the model is compiled as a whole, is in another session, or has no site the policy asks about.
@@ -83,6 +84,7 @@ class ReuseEngine:
         group: Any = None,
         guided: Callable[[], bool | None] | bool | None = None,
         facts: Mapping[str, object] | None = None,
+        in_stage: Callable[[float], bool] | None = None,
     ) -> None:
         if not isinstance(policy, ReusePolicy):
             raise TypeError(f"policy must be a ReusePolicy object such as Foresight(gamma=0.5); got {policy!r}")
@@ -107,7 +109,7 @@ class ReuseEngine:
         self._new_cache = lambda: ReuseCache(policy.depth, cache_dtype, device, halves, depths)
         self.cache = self._new_cache()
         self.meter = Meter(group)
-        self._clock = Clock(scheduler, timesteps)
+        self._clock = Clock(scheduler, timesteps, in_stage)
         self._context = Context(bound.adapter.contexts)
         self._video: _Video | None = None
         self._last: _Video | None = None
@@ -259,13 +261,13 @@ class ReuseEngine:
         """In a loop of your own with one call per guidance branch: `with session.branch("cond"): model(...)`."""
         return BranchContext(self, name)
 
-    def _now(self, arguments: Mapping[str, Any], branch: str) -> _Video:
+    def _now(self, arguments: Mapping[str, Any], named: str | None) -> _Video:
         """The video in progress, at the step this forward belongs to."""
         own_step: int | None = None
         if self._clock.own is not None:
             own_step = self._clock.own_step(arguments.get(self.bound.adapter.timestep_input), self.meter)
             video = self._video
-            if video is not None and (own_step < video.step or (own_step == 0 and branch in video.seen)):
+            if video is not None and (own_step < video.step or (own_step == 0 and self._branch(named, video) is None)):
                 self._clock.pending = True
         first = arguments.get(self.bound.adapter.timestep_input)
         timesteps = self._clock.new_timesteps(running=self._video is not None, first=first)
@@ -280,6 +282,13 @@ class ReuseEngine:
             video.go_to(own_step)
             self.predictions.clear()
         return video
+
+    def _branch(self, named: str | None, video: _Video) -> str | None:
+        """The branch of a forward at the video's step: its name if it has one, else the next of the family's calls that
+        did not come yet; None if there is none left in this step."""
+        if named is not None:
+            return None if named in video.seen else named
+        return next((name for name in self.bound.adapter.calls() if name not in video.seen), None)
 
     def _finish_video(self) -> None:
         self.predictions.clear()
@@ -303,13 +312,14 @@ class ReuseEngine:
             )
             return slot.call(model, args, kwargs)
         arguments = {**dict(zip(self._model_positions, args)), **kwargs}
-        branch = self._context.branch
-        video = self._now(arguments, branch)
-        if branch in video.seen:
+        named = self._context.branch
+        video = self._now(arguments, named)
+        branch = self._branch(named, video)
+        if branch is None:
             raise RuntimeError(
-                f"two forwards in step {video.step} for guidance branch {branch!r}. If your loop calls the model once per "
-                f'branch, name them: `with session.branch("cond"): ...` and `with session.branch("uncond"): ...`. If it '
-                f"does not call scheduler.step, open the session with timesteps=[...]."
+                f"two forwards in step {video.step} for guidance branch {named or self.bound.adapter.calls()[-1]!r}. If your "
+                f'loop calls the model once per branch, name them: `with session.branch("cond"): ...` and `with '
+                f'session.branch("uncond"): ...`. If it does not call scheduler.step, open the session with timesteps=[...].'
             )
         video.seen.add(branch)
         video.ran = True

@@ -32,18 +32,22 @@ class BlockKey:
         return tuple([kwargs[name] if name in kwargs else args[i] for name, i in self.positions])
 
     def pack(self, output: Any) -> State:
-        """A return value as a State, video first."""
+        """A return value as a State, video first, without streams that end here (the last block of SD3 gives no text)."""
         if self.single:
             return (output[0],) if isinstance(output, tuple) else (output,)
         if self.same_order:
-            return tuple(output[: len(self.positions)])
-        returns = self.bound.facts.returns
-        return tuple(output[returns.index(name)] for name in self.bound.facts.streams)
+            value = tuple(output[: len(self.positions)])
+        else:
+            returns = self.bound.facts.returns
+            value = tuple([output[returns.index(name)] for name in self.bound.facts.streams])
+        return value if value[-1] is not None else tuple([t for t in value if t is not None])
 
     def unpack(self, value: State) -> Any:
         """A State as the block would return it."""
         if self.single:
             return value[0]
+        if missing := len(self.positions) - len(value):
+            value = (*value, *[None] * missing)
         if self.same_order:
             return value
         streams = self.bound.facts.streams

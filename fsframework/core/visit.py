@@ -199,6 +199,8 @@ class ForwardRecord:
         index = key.index
         self.visited.add(index)
         streams = key.streams(args, kwargs)
+        if index == 0 and self.engine.bound.has_concatenated:
+            self.engine.bound.note_lengths(streams)
         self._at = (key, args, kwargs)
         if index <= self._skip_to:
             self.begin_visit(key.site, streams, self._skip_code, self._skip_lag)
@@ -343,6 +345,8 @@ class ForwardRecord:
             raise ValueError(f"{name} jumps from {site} through {target}; a jump needs storage='output'")
         if target.part is not Part.BLOCK or target.start < site.start:
             raise ValueError(f"{name} jumps from {site} through {target}; a jump ends at a block at or after its start")
+        if target.start > index:
+            self.engine.bound.check_passable(index, target.start + 1, name)
         self._skip_to, self._skip_code, self._restored = target.start, REUSE, entry.value
         self._skip_lag = self.step.index - entry.step
         return self._pass_over(index, streams)
