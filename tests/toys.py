@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -129,7 +130,8 @@ def run_smooth(model: nn.Module, num_steps: int = 8, batch: int = 1, seed: int =
 
 def tiny_transformer(adapter: ModelAdapter, seed: int = 0, scale: float = 0.2) -> nn.Module:
     """The adapter's `tiny_config` with every weight random (none left at zero), in float32."""
-    model: nn.Module = getattr(diffusers, adapter.transformer_classes[0])(**adapter.tiny_config).eval()
+    classes = importlib.import_module(adapter.pipeline_module)
+    model: nn.Module = getattr(classes, adapter.transformer_classes[0])(**adapter.tiny_config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -159,7 +161,6 @@ class Loop:
         inputs = self.adapter.example_inputs(self.model, 2 * batch, torch.Generator().manual_seed(seed))
         name = self.adapter.latent_input
         latent: Tensor = inputs.pop(name)[:batch]
-        channels = next(axis for axis, size in enumerate(latent.shape) if size == 4 and axis > 0)
         self.scheduler.set_timesteps(num_steps)
         for t in self.scheduler.timesteps:
             if sequential:
@@ -178,18 +179,25 @@ class Loop:
                 prediction = self._call(torch.cat([latent, latent]), t, inputs)
             halves = dict(zip(self.adapter.batch_order, prediction.chunk(2)))
             guided = halves["uncond"] + self.guidance * (halves["cond"] - halves["uncond"])
-            latent = self.scheduler.step(guided.narrow(channels, 0, 4), t, latent).prev_sample
+            latent = self.scheduler.step(_like(guided, latent), t, latent).prev_sample
         return latent
 
     @torch.no_grad()
     def _call(self, latent: Tensor, t: Tensor, inputs: dict[str, Any]) -> Tensor:
         arguments = {
             self.adapter.latent_input: latent,
-            self.adapter.timestep_input: t.expand(latent.shape[0]),
+            self.adapter.timestep_input: t.expand(latent.shape[0]).to(latent.dtype if t.is_floating_point() else t.dtype),
             **inputs,
         }
         output: Tensor = self.model(**arguments, return_dict=False)[0]
         return output
+
+
+def _like(prediction: Tensor, latent: Tensor) -> Tensor:
+    """The first channels (a learned variance follows) or first frames and rows, so that the shape is the latent's."""
+    for axis, size in enumerate(latent.shape):
+        prediction = prediction.narrow(axis, 0, size)
+    return prediction
 
 
 @contextmanager
