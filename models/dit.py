@@ -1,0 +1,36 @@
+"""DiT (arXiv:2212.09748): class-conditional ImageNet, the block all others descend from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+
+
+@ADAPTERS.register("dit")
+class DiT(ModelAdapter):
+    """`DiTTransformer2DModel`. The condition is a class label, not text; guidance is one batch, the class first."""
+
+    transformer_classes = ("DiTTransformer2DModel",)
+    pipeline_classes = ("DiTPipeline",)
+    blocks = (BlockList("transformer_blocks", Kind.JOINT),)
+    batch_order = ("cond", "uncond")
+    batched_inputs = ("hidden_states", "timestep", "class_labels")
+    checkpoints = {
+        "dit-xl-256": Checkpoint("facebook/DiT-XL-2-256", num_steps=25, guidance_scale=4.0, dtype="float16"),
+        "dit-xl-512": Checkpoint("facebook/DiT-XL-2-512", num_steps=25, guidance_scale=4.0, dtype="float16"),
+    }
+    tiny_config = dict(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=3, sample_size=8,
+        patch_size=2, num_embeds_ada_norm=1000,
+    )  # fmt: skip
+
+    def example_inputs(self, transformer: nn.Module, batch: int, generator: torch.Generator) -> dict[str, Any]:
+        """8x8 latents and a class each."""
+        return {
+            "hidden_states": torch.randn((batch, 4, 8, 8), generator=generator),
+            "class_labels": torch.randint(1000, (batch,), generator=generator),
+        }
