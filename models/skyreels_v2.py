@@ -1,0 +1,51 @@
+"""SkyReels V2 (arXiv:2504.13074): Wan's blocks; the pipelines that denoise all frames together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+
+
+@ADAPTERS.register("skyreels-v2")
+class SkyReelsV2(ModelAdapter):
+    """`SkyReelsV2Transformer3DModel`.
+
+    The diffusion-forcing pipelines, in which each frame has its own timestep and sampler, are not among these.
+    """
+
+    transformer_classes = ("SkyReelsV2Transformer3DModel",)
+    pipeline_classes = ("SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline")
+    blocks = (BlockList("blocks", Kind.JOINT, cross_attention="attn2", mlp="ffn", token_inputs=("rotary_emb",)),)
+    guidance = "sequential"
+    batch_order = ("cond", "uncond")
+    batched_inputs = ("hidden_states", "encoder_hidden_states", "encoder_hidden_states_image", "timestep")
+    checkpoints = {
+        "skyreels-v2-t2v-14b-540p": Checkpoint(
+            "Skywork/SkyReels-V2-T2V-14B-540P-Diffusers",
+            guidance_scale=6.0, height=544, width=960, num_frames=97, fps=24, dtype="bfloat16",
+        ),
+        "skyreels-v2-t2v-14b-720p": Checkpoint(
+            "Skywork/SkyReels-V2-T2V-14B-720P-Diffusers",
+            guidance_scale=6.0, height=720, width=1280, num_frames=121, fps=24, dtype="bfloat16",
+        ),
+        "skyreels-v2-i2v-14b-540p": Checkpoint(
+            "Skywork/SkyReels-V2-I2V-14B-540P-Diffusers",
+            guidance_scale=5.0, height=544, width=960, num_frames=97, fps=24, dtype="bfloat16",
+        ),
+    }  # fmt: skip
+    tiny_config = dict(
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=12, freq_dim=8, ffn_dim=16,
+        num_layers=3, rope_max_seq_len=8,
+    )  # fmt: skip
+
+    def example_inputs(self, transformer: nn.Module, batch: int, generator: torch.Generator) -> dict[str, Any]:
+        """Two latent frames of 4x4 and five text tokens."""
+
+        def noise(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator)
+
+        return {"hidden_states": noise(batch, 4, 2, 4, 4), "encoder_hidden_states": noise(batch, 5, 12)}
