@@ -1,0 +1,77 @@
+"""HunyuanVideo (arXiv:2412.03603): blocks with two streams, then blocks that join the streams inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+
+
+@ADAPTERS.register("hunyuan-video")
+class HunyuanVideo(ModelAdapter):
+    """`HunyuanVideoTransformer3DModel`: text- and image-to-video, and SkyReels V1.
+
+    The guidance scale is an input of the distilled model, so a step is one call; with `true_cfg_scale` (and always with
+    SkyReels V1) there is a second one for the negative prompt.
+    """
+
+    transformer_classes = ("HunyuanVideoTransformer3DModel",)
+    pipeline_classes = (
+        "HunyuanVideoPipeline", "HunyuanVideoImageToVideoPipeline", "HunyuanSkyreelsImageToVideoPipeline",
+    )  # fmt: skip
+    blocks = (
+        BlockList(
+            "transformer_blocks",
+            Kind.JOINT,
+            streams=("hidden_states", "encoder_hidden_states"),
+            returns=("hidden_states", "encoder_hidden_states"),
+            attention="attn",
+            token_inputs=("freqs_cis", "image_rotary_emb"),
+        ),
+        BlockList(
+            "single_transformer_blocks",
+            Kind.SINGLE,
+            streams=("hidden_states", "encoder_hidden_states"),
+            returns=("hidden_states", "encoder_hidden_states"),
+            attention="attn",
+            mlp=None,
+            token_inputs=("image_rotary_emb",),
+        ),
+    )
+    guidance = "sequential"
+    batch_order = ("cond", "uncond")
+    batched_inputs = (
+        "hidden_states", "timestep", "encoder_hidden_states", "encoder_attention_mask", "pooled_projections", "guidance",
+    )  # fmt: skip
+    checkpoints = {
+        "hunyuan-video": Checkpoint(
+            "hunyuanvideo-community/HunyuanVideo",
+            guidance_scale=6.0, height=720, width=1280, num_frames=129, fps=24, dtype="bfloat16",
+        ),
+        "hunyuan-video-i2v": Checkpoint(
+            "hunyuanvideo-community/HunyuanVideo-I2V",
+            guidance_scale=6.0, height=720, width=1280, num_frames=129, fps=24, dtype="bfloat16",
+        ),
+    }  # fmt: skip
+    tiny_config = dict(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=10, num_layers=2, num_single_layers=2,
+        num_refiner_layers=1, mlp_ratio=2.0, patch_size=2, patch_size_t=1, text_embed_dim=12, pooled_projection_dim=8,
+        rope_axes_dim=(2, 4, 4),
+    )  # fmt: skip
+
+    def example_inputs(self, transformer: nn.Module, batch: int, generator: torch.Generator) -> dict[str, Any]:
+        """Two latent frames of 4x4 and five text tokens, the last one padding."""
+
+        def noise(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator)
+
+        return {
+            "hidden_states": noise(batch, 4, 2, 4, 4),
+            "encoder_hidden_states": noise(batch, 5, 12),
+            "encoder_attention_mask": torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0]).expand(batch, 5),
+            "pooled_projections": noise(batch, 8),
+            "guidance": torch.full((batch,), 6000.0),
+        }
