@@ -1,0 +1,67 @@
+"""LTX-2 (arXiv:2601.03233): video and audio tokens, each with its own stream, that attend to each other in every block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+
+
+@ADAPTERS.register("ltx-2")
+class LTX2(ModelAdapter):
+    """`LTX2VideoTransformer3DModel`: predicts video and audio at once; both streams are reused together.
+
+    Guidance is one batch. Spatio-temporal and modality guidance, on by default, are one more call each per step, of the
+    prompt alone, named `uncond_stg` and `uncond_modality`.
+    """
+
+    transformer_classes = ("LTX2VideoTransformer3DModel",)
+    pipeline_classes = ("LTX2Pipeline", "LTX2ImageToVideoPipeline", "LTX2ConditionPipeline")
+    blocks = (
+        BlockList(
+            "transformer_blocks",
+            Kind.JOINT,
+            streams=("hidden_states", "audio_hidden_states"),
+            returns=("hidden_states", "audio_hidden_states"),
+            cross_attention="attn2",
+            token_inputs=("video_rotary_emb", "ca_video_rotary_emb"),
+        ),
+    )
+    batched_inputs = (
+        "hidden_states", "audio_hidden_states", "encoder_hidden_states", "audio_encoder_hidden_states", "timestep",
+        "audio_timestep", "sigma", "audio_sigma", "encoder_attention_mask", "audio_encoder_attention_mask",
+        "video_coords", "audio_coords",
+    )  # fmt: skip
+    checkpoints = {
+        "ltx-2": Checkpoint(
+            "Lightricks/LTX-2",
+            num_steps=30, guidance_scale=3.0, height=512, width=768, num_frames=121, fps=24, dtype="bfloat16",
+        ),
+    }  # fmt: skip
+    tiny_config = dict(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
+        audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=2, audio_attention_head_dim=4,
+        audio_cross_attention_dim=8, num_layers=3, caption_channels=12, rope_double_precision=False,
+    )  # fmt: skip
+
+    def example_inputs(self, transformer: nn.Module, batch: int, generator: torch.Generator) -> dict[str, Any]:
+        """Two latent frames of 2x3, five latent audio frames, and five text tokens, the last one padding."""
+
+        def noise(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator)
+
+        return {
+            "hidden_states": noise(batch, 12, 4),
+            "audio_hidden_states": noise(batch, 5, 4),
+            "encoder_hidden_states": noise(batch, 5, 12),
+            "audio_encoder_hidden_states": noise(batch, 5, 12),
+            "encoder_attention_mask": torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0]).expand(batch, 5),
+            "audio_encoder_attention_mask": torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0]).expand(batch, 5),
+            "num_frames": 2,
+            "height": 2,
+            "width": 3,
+            "audio_num_frames": 5,
+        }
