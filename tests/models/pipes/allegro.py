@@ -1,0 +1,43 @@
+"""A random `AllegroPipeline`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def build() -> Any:
+    """Two frames of 4 x 4 latents."""
+    from diffusers import AllegroPipeline, AllegroTransformer3DModel, EulerAncestralDiscreteScheduler
+
+    torch.manual_seed(0)
+    transformer = AllegroTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, num_layers=3, cross_attention_dim=24,
+        sample_width=4, sample_height=4, sample_frames=2, caption_channels=12,
+    )  # fmt: skip
+    pipe = AllegroPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=None,
+        transformer=transformer.eval(),
+        scheduler=EulerAncestralDiscreteScheduler(),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def generate(pipe: Any, prompt_seed: int = 0, seed: int = 0, num_steps: int = 4, **more: Any) -> Tensor:
+    """The final latent."""
+    prompt = torch.Generator().manual_seed(prompt_seed)
+    frames: Tensor = pipe(
+        prompt_embeds=torch.randn(1, 5, 12, generator=prompt),
+        prompt_attention_mask=torch.ones(1, 5, dtype=torch.long),
+        negative_prompt=None,
+        negative_prompt_embeds=torch.randn(1, 5, 12, generator=prompt),
+        negative_prompt_attention_mask=torch.tensor([[1, 1, 0, 0, 0]]),
+        height=32, width=32, num_frames=8, num_inference_steps=num_steps, guidance_scale=7.5,
+        generator=torch.Generator().manual_seed(seed), output_type="latent", **more,
+    ).frames  # fmt: skip
+    return frames
