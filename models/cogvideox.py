@@ -32,7 +32,17 @@ class CogVideoX(ModelAdapter):
         "cogvideox-5b": Checkpoint(
             "THUDM/CogVideoX-5b", guidance_scale=6.0, height=480, width=720, num_frames=49, dtype="bfloat16"
         ),
-    }
+        "cogvideox-5b-i2v": Checkpoint(
+            "THUDM/CogVideoX-5b-I2V", guidance_scale=6.0, height=480, width=720, num_frames=49, dtype="bfloat16"
+        ),
+        "cogvideox1.5-5b": Checkpoint(
+            "THUDM/CogVideoX1.5-5B", guidance_scale=6.0, height=768, width=1360, num_frames=81, fps=16, dtype="bfloat16"
+        ),
+        "cogvideox1.5-5b-i2v": Checkpoint(
+            "THUDM/CogVideoX1.5-5B-I2V",
+            guidance_scale=6.0, height=768, width=1360, num_frames=81, fps=16, dtype="bfloat16",
+        ),
+    }  # fmt: skip
     tiny_config = dict(
         num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=4, time_embed_dim=8, text_embed_dim=12,
         num_layers=4, sample_width=8, sample_height=8, sample_frames=9, patch_size=2, temporal_compression_ratio=4,
