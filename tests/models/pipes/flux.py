@@ -23,7 +23,9 @@ def build() -> Any:
     return pipe
 
 
-def generate(pipe: Any, prompt_seed: int = 0, seed: int = 0, num_steps: int = 4, **more: Any) -> Tensor:
+def generate(
+    pipe: Any, prompt_seed: int = 0, seed: int = 0, num_steps: int = 4, true_cfg_scale: float = 3.0, **more: Any
+) -> Tensor:
     """The final latent."""
     prompt = torch.Generator().manual_seed(prompt_seed)
     latents: Tensor = pipe(
@@ -31,8 +33,7 @@ def generate(pipe: Any, prompt_seed: int = 0, seed: int = 0, num_steps: int = 4,
         pooled_prompt_embeds=torch.randn(1, 6, generator=prompt),
         negative_prompt_embeds=torch.randn(1, 5, 12, generator=prompt),
         negative_pooled_prompt_embeds=torch.randn(1, 6, generator=prompt),
-        height=64, width=64,
-        num_inference_steps=num_steps, true_cfg_scale=3.0, generator=torch.Generator().manual_seed(seed), output_type="latent",
-        **more,
+        height=64, width=64, num_inference_steps=num_steps, true_cfg_scale=true_cfg_scale,
+        generator=torch.Generator().manual_seed(seed), output_type="latent", **more,
     ).images  # fmt: skip
     return latents
