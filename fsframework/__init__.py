@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         ReusePolicy,
         Run,
         Site,
+        StagedSession,
         State,
         Step,
         Synthesize,
@@ -42,7 +43,7 @@ __version__ = "0.1.0"
 
 _CORE = (
     "ADAPTERS POLICIES Blend BlockList Branch Call Checkpoint Decision Entry Forecast Kind LoadedModel ModelAdapter Part "
-    "Partial Recompute Reuse ReuseEngine ReusePolicy Run Site State Step Synthesize Trace"
+    "Partial Recompute Reuse ReuseEngine ReusePolicy Run Site StagedSession State Step Synthesize Trace"
 )
 _HOME = {
     "reuse": "fsframework.run.attach",
@@ -74,6 +75,7 @@ __all__ = [
     "ReuseWarning",
     "Run",
     "Site",
+    "StagedSession",
     "State",
     "Step",
     "Synthesize",

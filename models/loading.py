@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from torch import nn
 
 from fsframework.core import ADAPTERS, Checkpoint, LoadedModel, ModelAdapter
+from fsframework.core.discovery import draft_adapter, find_block_lists
 from fsframework.core.registry import nearest
 
 BUNDLED = Path(__file__).resolve().parent
@@ -28,7 +31,6 @@ def find_adapter(target: Any) -> tuple[ModelAdapter, nn.Module, Any]:
     Raises:
         ValueError: no registered adapter is for its class.
     """
-    classes = {name for _, adapter in ADAPTERS.items() for name in adapter.transformer_classes}
     for _, adapter_class in ADAPTERS.items():
         adapter = adapter_class()
         bare = isinstance(target, nn.Module)
@@ -36,15 +38,38 @@ def find_adapter(target: Any) -> tuple[ModelAdapter, nn.Module, Any]:
         pipe = None if bare else target
         if module is not None and _class_name(module) in adapter.transformer_classes:
             return adapter, module, pipe
-    inside = [
-        f"{n}: {type(m).__name__}" for n, m in getattr(target, "components", {}).items() if isinstance(m, nn.Module)
-    ]
-    found = f" (its modules: {', '.join(inside)})" if inside else ""
+    raise ValueError(_no_adapter(target))
+
+
+def _no_adapter(target: Any) -> str:
+    """What was found, what is known, and the adapter to write."""
+    classes = {name for _, adapter in ADAPTERS.items() for name in adapter.transformer_classes}
+    modules = {n: m for n, m in getattr(target, "components", {}).items() if isinstance(m, nn.Module)}
+    bare = isinstance(target, nn.Module)
     name = type(target).__name__
-    raise ValueError(
-        f"no adapter for {name}{found}. {nearest(name, sorted(classes))} To add a family, state its facts in one file as "
-        f"models/latte.py does and register it."
+    inside = ", ".join(f"{n}: {type(m).__name__}" for n, m in modules.items())
+    transformer = target if bare else next((m for m in modules.values() if _looks_like_denoiser(m)), None)
+    if transformer is None:
+        return (
+            f"no adapter for {name}"
+            + (f" (its modules: {inside})" if inside else "")
+            + ", and none of its modules is a "
+            f"transformer with a list of attention blocks. {nearest(name, sorted(classes))} Give a diffusers pipeline or "
+            f"its transformer."
+        )
+    draft = draft_adapter(transformer, None if bare else target)
+    return (
+        f"no adapter for {name}" + (f" (its modules: {inside})" if inside else "") + f". "
+        f"{nearest(_class_name(transformer), sorted(classes))} To add the family, save this as one file, check what it says "
+        f"to check, and name it under `plugins:` of a run (or import it before fsf.reuse); to ship it, put it in models/:\n\n"
+        f"{draft}"
     )
+
+
+def _looks_like_denoiser(module: nn.Module) -> bool:
+    arguments = list(inspect.signature(type(module).forward).parameters)
+    timed = any(name.startswith("timestep") or name in ("t", "sigma") for name in arguments)
+    return timed and bool(find_block_lists(module))
 
 
 def _class_name(module: nn.Module) -> str:
@@ -64,8 +89,6 @@ def load_model(
     Raises:
         ValueError: unknown name, folder without `model_index.json`, damaged files, or a family without adapter.
     """
-    from diffusers import DiffusionPipeline
-
     known = checkpoints()
     if name in known:
         checkpoint = known[name][1]
@@ -84,7 +107,8 @@ def load_model(
         raise ValueError(f"{source} is not a diffusers pipeline folder: it has no model_index.json")
     torch_dtype = _dtype(dtype, checkpoint, torch.device(device))
     try:
-        pipe = DiffusionPipeline.from_pretrained(str(source), torch_dtype=torch_dtype, revision=checkpoint.revision)
+        loader = _pipeline_class(name, source)
+        pipe = loader.from_pretrained(str(source), torch_dtype=torch_dtype, revision=checkpoint.revision)
     except Exception as error:
         what = "the folder's files are damaged or incomplete" if isinstance(source, Path) else "see the cause below"
         raise ValueError(
@@ -98,6 +122,21 @@ def load_model(
     else:
         pipe.to(device)
     return model
+
+
+def _pipeline_class(name: str, source: Path | str) -> Any:
+    """The class to load with: diffusers' own by its index, or one of ours where the family's pipeline is ours."""
+    from diffusers import DiffusionPipeline
+
+    wanted: str | None = None
+    if isinstance(source, Path):
+        wanted = json.loads((source / "model_index.json").read_text()).get("_class_name")
+    elif name in (known := checkpoints()):
+        wanted = known[name][0].pipeline_classes[0]
+    for _, adapter in ADAPTERS.items():
+        if adapter.pipeline_module != "diffusers" and wanted in adapter.pipeline_classes:
+            return getattr(importlib.import_module(adapter.pipeline_module), wanted)
+    return DiffusionPipeline
 
 
 def _first_line(error: BaseException) -> str:

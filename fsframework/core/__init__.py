@@ -32,4 +32,5 @@ from fsframework.core.site import Run as Run
 from fsframework.core.site import Site as Site
 from fsframework.core.site import State as State
 from fsframework.core.site import Step as Step
+from fsframework.core.staged import StagedSession as StagedSession
 from fsframework.core.trace import Trace as Trace

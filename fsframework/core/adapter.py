@@ -42,7 +42,8 @@ class BlockList:
     `hidden_states` is ("encoder_hidden_states", "hidden_states"). Regions see the streams apart again."""
     kept_aside: bool = False
     """True: the model also keeps these blocks' outputs for later (U-shaped skips, control hints). Each block can be
-    reused by itself; passing over several, as regions and jumps do, would leave the kept ones wrong and is refused."""
+    reused by itself; passing over several, as regions and jumps do, would leave the kept ones wrong and is refused, and
+    dead blocks are run all the same."""
 
     def submodule(self, part: Part) -> str | None:
         """The attribute name of a sub-module part."""
@@ -96,6 +97,9 @@ class ModelAdapter:
     not say so with a `cache_context`."""
     extra_calls: ClassVar[tuple[str, ...]] = ()
     """Branch names of further calls in a step, in order, where no `cache_context` names them (perturbed guidance)."""
+    counted_live: ClassVar[bool] = False
+    """True: shapes inside the model depend on the values of its inputs (it drops padded text, say), so FLOPs are counted
+    while the first forward runs. Usually they are worked out afterwards from the shapes of its arguments."""
     latent_input: ClassVar[str] = "hidden_states"
     timestep_input: ClassVar[str] = "timestep"
     batched_inputs: ClassVar[tuple[str, ...]] = ("hidden_states", "encoder_hidden_states", "timestep")
@@ -141,8 +145,11 @@ class ModelAdapter:
         first = self.batch_order if self.guidance == "sequential" else (Branch.JOINT.value,)
         return (*first, *self.extra_calls)
 
-    def bind(self, transformer: nn.Module) -> BoundModel:
-        """Check every fact against `transformer` and number its blocks; one ValueError names all that is wrong."""
+    def bind(self, transformer: nn.Module, denoiser: str = "") -> BoundModel:
+        """Check every fact against `transformer` and number its blocks; one ValueError names all that is wrong.
+
+        `denoiser` is the pipeline's attribute for a later denoiser, which its sites' names then begin with.
+        """
         wrong: list[str] = []
         numbered: list[list[BoundBlock]] = []
         for facts in self.blocks:
@@ -159,6 +166,11 @@ class ModelAdapter:
                     wrong += _check_block(facts, block)
                 bound.append(BoundBlock(facts, block, ordinal))
             numbered.append(bound)
+        kinds = [facts.kind for facts in self.blocks]
+        if len(set(kinds)) < len(kinds):
+            wrong.append(
+                f"two block lists of one kind, {[k.value for k in kinds]}: their sites would have the same names"
+            )
         for facts in self.blocks:
             unknown = sorted(set(facts.concatenated) - set(self.blocks[0].streams))
             if unknown or (facts.concatenated and len(facts.streams) != 1):
@@ -185,7 +197,7 @@ class ModelAdapter:
             ordered = [block for row in zip(*numbered) for block in row]
         else:
             ordered = [block for row in numbered for block in row]
-        return BoundModel(self, transformer, ordered)
+        return BoundModel(self, transformer, ordered, denoiser)
 
 
 @dataclass(frozen=True)
@@ -204,6 +216,7 @@ class BoundModel:
     adapter: ModelAdapter
     transformer: nn.Module
     blocks: list[BoundBlock]
+    denoiser: str = ""
     num_samples: int = field(default=1, init=False)
 
     lengths: dict[str, int] = field(default_factory=dict, init=False)
@@ -211,6 +224,7 @@ class BoundModel:
 
     def __post_init__(self) -> None:
         self.has_concatenated = any(block.facts.concatenated for block in self.blocks)
+        self.keeps_aside = any(block.facts.kept_aside for block in self.blocks)
 
     def note_lengths(self, streams: State) -> None:
         """Remember the token counts of the streams [B, N, C] that enter the first block."""
@@ -218,37 +232,37 @@ class BoundModel:
 
     def model_site(self) -> Site:
         """The MODEL site: everything."""
-        return Site(Part.MODEL, self._kind(0, len(self.blocks)), 0, len(self.blocks))
+        return self._region(Part.MODEL, 0, len(self.blocks))
 
     def block_site(self, index: int) -> Site:
         """The BLOCK site at an execution index."""
         block = self.blocks[index]
-        return Site(Part.BLOCK, block.facts.kind, index, index + 1, block.ordinal)
+        return Site(Part.BLOCK, block.facts.kind, index, index + 1, block.ordinal, self.denoiser)
 
     def part_sites(self, index: int, parts: frozenset[Part]) -> list[Site]:
         """The sub-module sites of one block among `parts`, in execution order."""
         block = self.blocks[index]
         return [
-            Site(part, block.facts.kind, index, index + 1, block.ordinal)
+            Site(part, block.facts.kind, index, index + 1, block.ordinal, self.denoiser)
             for part in (Part.ATTENTION, Part.CROSS_ATTENTION, Part.MLP)
             if part in parts and block.facts.submodule(part) is not None
         ]
 
-    def _kind(self, start: int, stop: int) -> Kind:
+    def _region(self, part: Part, start: int, stop: int) -> Site:
         kinds = {block.facts.kind for block in self.blocks[start:stop]}
-        return kinds.pop() if len(kinds) == 1 else Kind.MIXED
+        return Site(part, kinds.pop() if len(kinds) == 1 else Kind.MIXED, start, stop, denoiser=self.denoiser)
 
     def sites(self, policy: ReusePolicy[Any]) -> list[Site]:
         """Every site `policy` asks about, outer before inner, in execution order. None at all is an error."""
         n = len(self.blocks)
         sites: list[Site] = []
         name = type(policy).__name__
-        if Part.TRUNK in policy.parts or policy.eliminate_dead:
+        if Part.TRUNK in policy.parts:
             self.check_passable(0, n, name)
         if Part.MODEL in policy.parts:
             sites.append(self.model_site())
         if Part.TRUNK in policy.parts:
-            sites.append(Site(Part.TRUNK, self._kind(0, n), 0, n))
+            sites.append(self._region(Part.TRUNK, 0, n))
         spans: list[Site] = []
         if Part.SPAN in policy.parts:
             for start, stop in policy.spans(n):
@@ -258,7 +272,7 @@ class BoundModel:
                         f"{type(self.transformer).__name__} has {n} blocks"
                     )
                 self.check_passable(start, stop, name)
-                spans.append(Site(Part.SPAN, self._kind(start, stop), start, stop))
+                spans.append(self._region(Part.SPAN, start, stop))
         for index in range(n):
             sites += [span for span in spans if span.start == index]
             if Part.BLOCK in policy.parts:
@@ -279,7 +293,7 @@ class BoundModel:
                 raise ValueError(
                     f"{policy} passes over several blocks at once, but {type(self.transformer).__name__} also keeps the "
                     f"outputs of {block.facts.path!r} for later, so what it would read there is wrong. Use a policy that "
-                    f"reuses block by block, with eliminate_dead=False."
+                    f"reuses block by block (static: storage='residual')."
                 )
 
     def to_canonical(self, index: int, value: State) -> State:

@@ -16,6 +16,7 @@ from fsframework.core.cache import ReuseCache
 from fsframework.core.clock import Clock, Context
 from fsframework.core.flops import shapes, site_flops, to_meta
 from fsframework.core.keys import BlockKey, PartKey
+from fsframework.core.live_count import CountingRecord
 from fsframework.core.meter import Meter
 from fsframework.core.model_site import ModelCall
 from fsframework.core.policy import ReusePolicy
@@ -113,8 +114,10 @@ class ReuseEngine:
         self._context = Context(bound.adapter.contexts)
         self._video: _Video | None = None
         self._last: _Video | None = None
-        self._num_videos = 0
-        self._num_forwards = 0
+        self.num_videos = 0
+        self.num_forwards = 0
+        self.may_idle = False
+        """Seeing no forward needs no warning."""
         self._warned: set[str] = set()
         self._keys: list[BlockKey] = []
         self._positions = [wrap.positions(block.module) for block in bound.blocks]
@@ -123,6 +126,8 @@ class ReuseEngine:
         self._installed: list[tuple[Any, tuple[str, Callable[..., Any]], wrap.Slot]] = []
         self._actives: list[wrap.Active] = []
         self._flops: dict[str, dict[Site, float]] = {}
+        self._live: str | None = None
+        """Count the FLOPs of the next forward, under this key."""
 
     # The session.
 
@@ -139,7 +144,7 @@ class ReuseEngine:
             raise ValueError(
                 f"this {type(model).__name__} is already in a reuse session; leave that one first, sessions do not nest"
             )
-        self._num_forwards, self._last = 0, None
+        self.num_forwards, self._last = 0, None
         try:
             self._install(model, active)
         except BaseException:
@@ -156,7 +161,7 @@ class ReuseEngine:
         self._finish_video()
         if exc[0] is not None:
             return
-        if self._num_forwards == 0:
+        if self.num_forwards == 0 and not self.may_idle:
             self._warn(
                 "idle",
                 "the reuse session ended without seeing a single forward of the model. Was the pipeline called outside "
@@ -274,8 +279,8 @@ class ReuseEngine:
         if timesteps is not None:
             self._finish_video()
             self.cache, self.meter = self._new_cache(), Meter(self._group)
-            self._video = _Video(Trace(self._num_videos, self.sites, timesteps, self.policy.parts))
-            self._num_videos += 1
+            self._video = _Video(Trace(self.num_videos, self.sites, timesteps, self.policy.parts))
+            self.num_videos += 1
         video = self._video
         assert video is not None
         if own_step is not None and own_step != video.step:
@@ -301,7 +306,7 @@ class ReuseEngine:
 
     def model_forward(self, slot: wrap.Slot, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Called by the wrapper of the model."""
-        self._num_forwards += 1
+        self.num_forwards += 1
         if self.forward_record is not None:
             return slot.call(model, args, kwargs)
         if torch.is_grad_enabled() and not self.policy.differentiable:
@@ -325,16 +330,16 @@ class ReuseEngine:
         video.ran = True
         trace = video.trace
         if trace.count_flops is None:
-            call = (to_meta(args), to_meta(kwargs))
-            trace.count_flops = lambda: self._site_flops(call)
+            self._prepare_count(trace, args, kwargs)
         self.bound.num_samples = arguments[self.bound.adapter.latent_input].shape[0]
         if branch not in video.states:
             run = Run(len(trace.timesteps), trace.timesteps, self.sites, branch, self._run_facts(arguments))
             video.states[branch], video.runs[branch] = self.policy.start(run), run
         step = Step(video.step, len(trace.timesteps), trace.timesteps[video.step])
-        record = ForwardRecord(self, video.runs[branch], step, branch, video.states[branch], arguments)
+        kind = ForwardRecord if self._live is None else CountingRecord
+        record = kind(self, video.runs[branch], step, branch, video.states[branch], arguments)
         self.policy.begin_forward(record.state, record)
-        if self.policy.eliminate_dead and not self.residual_sites:
+        if self.policy.eliminate_dead and not self.residual_sites and not self.bound.keeps_aside:
             record.plan(self._keys)
         try:
             if Part.MODEL in self.policy.parts:
@@ -362,7 +367,13 @@ class ReuseEngine:
         trace = self.note_forward(record, batch_share)
         first = len(trace)
         self.forward_record = record
-        output = slot.call(model, args, kwargs)
+        if isinstance(record, CountingRecord) and self._live is not None:
+            with record.counter:
+                output = slot.call(model, args, kwargs)
+            self._flops[self._live] = {self.bound.model_site(): record.total_flops, **record.flops}
+            self._live = None
+        else:
+            output = slot.call(model, args, kwargs)
         self.forward_record = None
         if batch_share != 1.0:
             trace.batch_share.update((row, batch_share) for row in range(first, len(trace)))
@@ -394,7 +405,7 @@ class ReuseEngine:
     def note_forward(self, record: ForwardRecord, batch_share: float) -> Trace:
         """Count a forward of the model, of which `batch_share` was run."""
         trace = self.trace
-        trace.forwards.append((record.step.index, record.branch, batch_share))
+        trace.forwards.append((record.step.index, record.branch, batch_share, self.bound.denoiser))
         return trace
 
     # For policies and for the records.
@@ -426,14 +437,29 @@ class ReuseEngine:
         Without a trace (`record=False`) what it would tell is NaN.
         """
         trace = self.trace
-        numbers = trace.summary()
-        if not self._record:
-            numbers = {name: value if name == "num_steps" else math.nan for name, value in numbers.items()}
         return {
-            **numbers,
+            **self.recorded(trace),
             "cache_bytes_peak": float(self.cache.peak_bytes),
             "host_reads_per_step": self.meter.num_reads / len(trace.timesteps),
         }
+
+    def recorded(self, trace: Trace) -> dict[str, float]:
+        """`trace.summary()`, or NaN for what was not recorded."""
+        numbers = trace.summary()
+        if self._record:
+            return numbers
+        return {name: value if name == "num_steps" else math.nan for name, value in numbers.items()}
+
+    def _prepare_count(self, trace: Trace, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Have the FLOPs of this video's forwards counted: when asked for, or by the forward that now begins."""
+        if not self.bound.adapter.counted_live:
+            call = (to_meta(args), to_meta(kwargs))
+            trace.count_flops = lambda: self._site_flops(call)
+            return
+        key = repr(shapes((args, kwargs)))
+        if key not in self._flops:
+            self._live = key
+        trace.count_flops = lambda: self._flops.get(key, {})
 
     def _site_flops(self, call: tuple[Any, Any]) -> dict[Site, float]:
         key = repr(shapes(call))
@@ -442,7 +468,11 @@ class ReuseEngine:
                 self._flops[key] = site_flops(self.bound, *call)
             except Exception as error:
                 self._flops[key] = {}
-                self._warn("flops", f"FLOPs of {type(self.bound.transformer).__name__} could not be counted: {error!r}")
+                name = type(self.bound.transformer).__name__
+                self._warn(
+                    "flops",
+                    f"FLOPs of {name} could not be counted from shapes (counted_live = True may help): {error!r}",
+                )
         return self._flops[key]
 
     def _run_facts(self, arguments: Mapping[str, Any]) -> dict[str, object]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from fsframework.core.adapter import BoundBlock
 from fsframework.core.site import Site, State
 
@@ -42,7 +44,7 @@ class BlockKey:
             value = tuple([output[returns.index(name)] for name in self.bound.facts.streams])
         return value if value[-1] is not None else tuple([t for t in value if t is not None])
 
-    def unpack(self, value: State) -> Any:
+    def unpack(self, value: tuple[Tensor | None, ...]) -> Any:
         """A State as the block would return it."""
         if self.single:
             return value[0]

@@ -43,6 +43,7 @@ class Kind(StrEnum):
     TEMPORAL = "temporal"
     JOINT = "joint"
     SINGLE = "single"
+    CONTROL = "control"
     MIXED = "mixed"
 
 
@@ -67,6 +68,8 @@ class Site:
     start: int
     stop: int
     ordinal: int = 0
+    denoiser: str = ""
+    """Which denoiser of a pipeline with several: the pipeline's attribute, empty for the first."""
 
     # Sites key every dictionary on the hot path; the generated hash would hash five fields at each visit.
     _hash: int = field(init=False, repr=False, compare=False, default=0)
@@ -76,7 +79,9 @@ class Site:
             raise ValueError(
                 f"a site covers blocks start..stop-1 with 0 <= start < stop; got {self.start}..{self.stop}"
             )
-        object.__setattr__(self, "_hash", hash((self.part.value, self.kind.value, self.start, self.stop)))
+        object.__setattr__(
+            self, "_hash", hash((self.part.value, self.kind.value, self.start, self.stop, self.denoiser))
+        )
 
     def __hash__(self) -> int:
         return self._hash
@@ -84,11 +89,12 @@ class Site:
     @property
     def name(self) -> str:
         """`spatial.3`, `temporal.3.mlp`, `span.0-12`, `trunk`, `model`: unique in a run, the trace's `site` column."""
+        prefix = f"{self.denoiser}." if self.denoiser else ""
         if self.part in (Part.MODEL, Part.TRUNK):
-            return self.part.value
+            return prefix + self.part.value
         if self.part is Part.SPAN:
-            return f"span.{self.start}-{self.stop}"
-        block = f"{self.kind.value}.{self.ordinal}"
+            return f"{prefix}span.{self.start}-{self.stop}"
+        block = f"{prefix}{self.kind.value}.{self.ordinal}"
         return block if self.part is Part.BLOCK else f"{block}.{self.part.value}"
 
     def __str__(self) -> str:

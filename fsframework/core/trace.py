@@ -67,8 +67,8 @@ class Trace:
     """Share of the batch, for rows of a forward of half a guidance batch."""
     share: dict[int, float] = field(default_factory=dict)
     """Share of the tokens really executed, for `partial` rows."""
-    forwards: list[tuple[int, str, float]] = field(default_factory=list)
-    """(step, branch, share of the batch) of every forward of the model."""
+    forwards: list[tuple[int, str, float, str]] = field(default_factory=list)
+    """(step, branch, share of the batch, denoiser) of every forward of the model."""
     _logged: dict[str, list[tuple[int, Value]]] = field(default_factory=lambda: defaultdict(list))
     _resolved: dict[str, dict[int, float]] = field(default_factory=dict)
     _flops: dict[Site, float] | None = None
@@ -181,9 +181,9 @@ class Trace:
     def total_flops(self) -> tuple[float, float]:
         """(executed, full): FLOPs of all forwards of this video, and what full compute would have cost."""
         per_site = self.flops_per_site()
-        whole = next((v for s, v in per_site.items() if s.part is Part.MODEL), NAN)
-        full = whole * sum(1 for _ in self.forwards)
-        executed = whole * sum(share for _, _, share in self.forwards)
+        whole = {site.denoiser: flops for site, flops in per_site.items() if site.part is Part.MODEL}
+        full = sum(whole.get(model, NAN) for _, _, _, model in self.forwards)
+        executed = sum(whole.get(model, NAN) * share for _, _, share, model in self.forwards)
         for row, (site, decision) in enumerate(zip(self.site, self.decision)):
             if site.part in (Part.MODEL, Part.TRUNK, Part.SPAN) or decision in (RECOMPUTE, BLEND):
                 continue  # regions own no FLOPs: their blocks have rows of their own

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from fsframework.core import ReuseEngine, ReusePolicy
+    from fsframework.core import ReuseEngine, ReusePolicy, StagedSession
 
 
 def reuse(
@@ -18,7 +18,7 @@ def reuse(
     timesteps: Sequence[float] | torch.Tensor | None = None,
     scheduler: Any = None,
     **options: Any,
-) -> ReuseEngine:
+) -> ReuseEngine | StagedSession:
     """A session in which `target` runs under `policy`; use it as a context manager.
 
     ::
@@ -35,12 +35,15 @@ def reuse(
             of `timesteps`. A pipeline's own scheduler is used by itself.
         **options: passed to `ReuseEngine`: timing, record, cache_dtype, cache_device, group, guided.
 
+    A pipeline with two denoisers that share the steps (Wan 2.2) gets one session over both, a `StagedSession`.
+
     Raises:
         ValueError: no adapter for the model's class, no site the policy asks about, or a bare transformer without
             timesteps or scheduler.
     """
     import fsframework.models  # noqa: F401  registers the adapters
-    from fsframework.core import ReuseEngine
+    from fsframework.core import ReuseEngine, StagedSession
+    from fsframework.core.staged import two_stages
     from fsframework.models.loading import find_adapter
 
     adapter, transformer, pipe = find_adapter(target)
@@ -48,7 +51,15 @@ def reuse(
         if timesteps is not None or scheduler is not None:
             raise ValueError("a pipeline brings its own scheduler; timesteps and scheduler are for a bare transformer")
         options.setdefault("guided", lambda: getattr(pipe, "do_classifier_free_guidance", None))
-        return ReuseEngine(adapter.bind(transformer), policy, scheduler=lambda: pipe.scheduler, **options)
+        options["scheduler"] = lambda: pipe.scheduler
+        later = [(name, m) for name in adapter.later_transformers if (m := getattr(pipe, name, None)) is not None]
+        fraction = None if adapter.boundary is None else pipe.config.get(adapter.boundary)
+        if not later or fraction is None:
+            return ReuseEngine(adapter.bind(transformer), policy, **options)
+        ((name, second),) = later
+        early, late = two_stages(fraction * pipe.scheduler.config.num_train_timesteps)
+        bound = (adapter.bind(transformer), adapter.bind(second, denoiser=name))
+        return StagedSession([ReuseEngine(b, policy, in_stage=own, **options) for b, own in zip(bound, (early, late))])
     if timesteps is None and scheduler is None:
         raise ValueError(
             "a bare transformer needs timesteps=[...] (those of your loop) or scheduler=... so that the session knows the step"

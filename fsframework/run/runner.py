@@ -25,7 +25,7 @@ from fsframework.run.results import summarize
 from fsframework.run.tracking import Tracker
 
 if TYPE_CHECKING:
-    from fsframework.core import LoadedModel, ReuseEngine
+    from fsframework.core import LoadedModel, ReuseEngine, StagedSession
 
 SLOW_REFERENCE_SECONDS = 60.0
 """From here on full compute is timed beside the method for a few videos only, unless the config says otherwise."""
@@ -153,7 +153,7 @@ def _warm_up(job: Job) -> None:
         ) from error
 
 
-def _open_session(job: Job) -> ReuseEngine:
+def _open_session(job: Job) -> ReuseEngine | StagedSession:
     import torch
 
     options = job.plan.config.engine
@@ -163,7 +163,7 @@ def _open_session(job: Job) -> ReuseEngine:
     )
 
 
-def _make_video(job: Job, session: ReuseEngine, clip: Clip, progress: Progress) -> dict[str, Any]:
+def _make_video(job: Job, session: ReuseEngine | StagedSession, clip: Clip, progress: Progress) -> dict[str, Any]:
     """One video with its reference, side by side; everything is on disk before its record is."""
     num_notes = len(progress.notes)
     cached = job.references.load(clip)
@@ -207,7 +207,9 @@ def _num_timings(job: Job, cached: Timed) -> float:
     return math.inf if cached.wall_seconds <= SLOW_REFERENCE_SECONDS else NUM_SLOW_TIMINGS
 
 
-def _measure(job: Job, session: ReuseEngine, clip: Clip, made: Timed, reference: Timed, timed: bool) -> dict[str, Any]:
+def _measure(
+    job: Job, session: ReuseEngine | StagedSession, clip: Clip, made: Timed, reference: Timed, timed: bool
+) -> dict[str, Any]:
     """Metrics and costs of one video as its record; its mp4 files and trace rows are on disk afterwards."""
     directory, output = job.directory, job.plan.config.output
     metrics: dict[str, float] = {}
