@@ -3,3 +3,4 @@
 from fsframework.models.opensora_1_2.frame_mask import FrameMask as FrameMask
 from fsframework.models.opensora_1_2.scheduler import RFlowScheduler as RFlowScheduler
 from fsframework.models.opensora_1_2.transformer import STDiT3 as STDiT3
+from fsframework.models.opensora_1_2.vae import OpenSoraVAE as OpenSoraVAE

@@ -11,7 +11,6 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from fsframework.models.opensora_1_2.embeddings import (
     ScalarEmbedder,
     spatial_positions,
 )
+from fsframework.models.opensora_1_2.published import PublishedModel
 
 
 class FinalLayer(nn.Module):
@@ -59,7 +59,7 @@ class FinalLayer(nn.Module):
         return out
 
 
-class STDiT3(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
+class STDiT3(PublishedModel, ConfigMixin, CacheMixin):  # type: ignore[misc]
     """Spatial and temporal blocks in turns (s0 t0 s1 t1 ...), each with attention to the text.
 
     Args:
@@ -77,6 +77,8 @@ class STDiT3(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
         qk_norm: norm queries and keys of self-attention.
     """
 
+    published_type = "STDiT3"
+    computed_keys = frozenset({"rope.freqs"})
     _supports_gradient_checkpointing = True
     _no_split_modules = ["STDiT3Block"]  # type: ignore[assignment]
     _repeated_blocks = ["STDiT3Block"]
@@ -119,6 +121,12 @@ class STDiT3(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]
         patch_numel = self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
         self.final_layer = FinalLayer(hidden_size, patch_numel * self.out_channels)
         self._initialize()
+
+    @classmethod
+    def computed(cls, name: str, model: Any) -> Tensor:
+        """The rotary frequencies, which follow from the width of a head."""
+        assert name == "rope.freqs"
+        return Rotary(2 * len(model.rope.freqs)).freqs.data
 
     def _initialize(self) -> None:
         """As published: an untrained temporal block passes its input on, and the frame rate has no effect."""
