@@ -48,7 +48,7 @@ class HiDream(ModelAdapter):
             "HiDream-ai/HiDream-I1-Dev", num_steps=28, guidance_scale=0.0, height=1024, width=1024, dtype="bfloat16"
         ),
     }
-    counted_live = True  # it drops padded text, so shapes depend on the mask
+    counted_live = True  # it reads the sizes of the images and the tokens of each expert from tensors
     tiny_config = dict(
         patch_size=2, in_channels=4, out_channels=4, num_layers=2, num_single_layers=2, attention_head_dim=8,
         num_attention_heads=2, caption_channels=[12, 10], text_emb_dim=6, num_routed_experts=0, axes_dims_rope=(4, 2, 2),

@@ -12,13 +12,15 @@ from fsframework.models import HiDream
 
 
 def build() -> Any:
-    """8x8 latents."""
+    """8x8 latents, and a choice of two experts for each image token."""
     from diffusers import FlowMatchEulerDiscreteScheduler, HiDreamImagePipeline
 
+    adapter = HiDream()
+    adapter.tiny_config = {**adapter.tiny_config, "num_routed_experts": 2, "num_activated_experts": 1}
     pipe = HiDreamImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(), vae=None, text_encoder=None, tokenizer=None, text_encoder_2=None,
         tokenizer_2=None, text_encoder_3=None, tokenizer_3=None, text_encoder_4=None, tokenizer_4=None,
-        transformer=tiny_transformer(HiDream()),
+        transformer=tiny_transformer(adapter),
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     return pipe
