@@ -22,6 +22,7 @@ def build() -> Any:
         tokenizer_2=None, text_encoder_3=None, tokenizer_3=None, text_encoder_4=None, tokenizer_4=None,
         transformer=tiny_transformer(adapter),
     )  # fmt: skip
+    pipe.default_sample_size = 8  # it scales every size to the same number of pixels
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
