@@ -16,7 +16,9 @@ class HunyuanDiT(ModelAdapter):
 
     transformer_classes = ("HunyuanDiT2DModel",)
     pipeline_classes = ("HunyuanDiTPipeline", "HunyuanDiTControlNetPipeline")
-    blocks = (BlockList("blocks", Kind.JOINT, cross_attention="attn2", kept_aside=True),)
+    blocks = (
+        BlockList("blocks", Kind.JOINT, cross_attention="attn2", token_inputs=("image_rotary_emb",), kept_aside=True),
+    )
     batched_inputs = (
         "hidden_states", "timestep", "encoder_hidden_states", "text_embedding_mask", "encoder_hidden_states_t5",
         "text_embedding_mask_t5", "image_meta_size", "style",
