@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,27 +33,25 @@ class HeadNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention among the patches of each frame, or among the frames of each patch."""
+    """Attention among the tokens of each row: the patches of a frame, or the frames of a patch."""
 
-    def __init__(self, hidden_size: int, num_heads: int, axis: Axis, qk_norm: bool) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, qk_norm: bool) -> None:
         super().__init__()
-        self.axis, self.num_heads = axis, num_heads
+        self.num_heads = num_heads
         head_dim = hidden_size // num_heads
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.q_norm = HeadNorm(head_dim) if qk_norm else nn.Identity()
         self.k_norm = HeadNorm(head_dim) if qk_norm else nn.Identity()
         self.proj = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, x_BNC: Tensor, num_frames: int, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """[B, N, C] to the same; `rotary` as `Rotary` gives it, or None for no turning."""
-        folded = "(B T) heads S D" if self.axis == "spatial" else "(B S) heads T D"
-        sizes = dict(B=x_BNC.shape[0], T=num_frames, heads=self.num_heads)
-        qkv = rearrange(self.qkv(x_BNC), f"B (T S) (three heads D) -> three {folded}", three=3, **sizes)
+    def forward(self, x_BNC: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """[B, N, C] to the same; `rotary` has tables of [N, D] as `Rotary` gives them, or None for no turning."""
+        qkv = rearrange(self.qkv(x_BNC), "B N (three heads D) -> three B heads N D", three=3, heads=self.num_heads)
         q, k = self.q_norm(qkv[0]), self.k_norm(qkv[1])
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         attended = F.scaled_dot_product_attention(q, k, qkv[2])
-        joined: Tensor = self.proj(rearrange(attended, f"{folded} -> B (T S) (heads D)", **sizes))
+        joined: Tensor = self.proj(rearrange(attended, "B heads N D -> B N (heads D)"))
         return joined
 
 
@@ -103,9 +101,10 @@ class STDiT3Block(nn.Module):
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, axis: Axis, qk_norm: bool) -> None:
         super().__init__()
+        self.axis = axis
         self.scale_shift_table = nn.Parameter(torch.randn(6, hidden_size) / hidden_size**0.5)
         self.norm1 = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
-        self.attn = SelfAttention(hidden_size, num_heads, axis, qk_norm)
+        self.attn = SelfAttention(hidden_size, num_heads, qk_norm)
         self.cross_attn = CrossAttention(hidden_size, num_heads)
         self.norm2 = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
         self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio))
@@ -132,11 +131,34 @@ class STDiT3Block(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.factors(modulation)
         groups = (modulation.shape[1], -1)
         x = hidden_states.unflatten(1, groups)
-        attended = self.attn((self.norm1(x) * (1 + scale_a) + shift_a).flatten(1, 2), num_frames, rotary)
-        x = x + gate_a * attended.unflatten(1, groups)
+        normed = (self.norm1(x) * (1 + scale_a) + shift_a).flatten(1, 2)
+        attended = self.attn(self._fold(normed, num_frames), rotary=rotary)
+        x = x + gate_a * self._unfold(attended, normed).unflatten(1, groups)
         x = x + self.cross_attn(x.flatten(1, 2), encoder_hidden_states, text_mask).unflatten(1, groups)
         changed = self.mlp((self.norm2(x) * (1 + scale_m) + shift_m).flatten(1, 2))
         return (x + gate_m * changed.unflatten(1, groups)).flatten(1, 2)
+
+    def _fold(self, x_BNC: Tensor, num_frames: int) -> Tensor:
+        """Whatever attends to nothing else to the batch: [(B T), S, C], or [(B S), T, C]."""
+        pattern = "(B T) S C" if self.axis == "spatial" else "(B S) T C"
+        return rearrange(x_BNC, f"B (T S) C -> {pattern}", T=num_frames)
+
+    def _unfold(self, x: Tensor, like: Tensor) -> Tensor:
+        pattern = "(B T) S C" if self.axis == "spatial" else "(B S) T C"
+        axes = dict(B=like.shape[0], S=x.shape[1]) if self.axis == "spatial" else dict(B=like.shape[0], T=x.shape[1])
+        return rearrange(x, f"{pattern} -> B (T S) C", **axes)
+
+    def attention_gate(self, modulation: Tensor, num_frames: int, num_tokens: int) -> Tensor:
+        """The factor of the self-attention's output as it is folded: broadcasts to [(B T), S, C] or [(B S), T, C]."""
+        gate = self.factors(modulation)[2].squeeze(2).expand(-1, num_frames, -1)
+        if self.axis == "spatial":
+            return rearrange(gate, "B T C -> (B T) 1 C")
+        return repeat(gate, "B T C -> (B S) T C", S=num_tokens // num_frames)
+
+    def mlp_gate(self, modulation: Tensor, num_tokens: int) -> Tensor:
+        """The factor of the MLP's output: broadcasts to [B, N, C]."""
+        gate = self.factors(modulation)[5].squeeze(2)
+        return gate if gate.shape[1] == 1 else repeat(gate, "B T C -> B (T S) C", S=num_tokens // gate.shape[1])
 
     def factors(self, modulation: Tensor) -> tuple[Tensor, ...]:
         """Shift, scale and gate of the attention, then of the MLP: each [B, 1, 1, C], or [B, T, 1, C] per frame."""

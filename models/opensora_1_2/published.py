@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 
-_HUB = ("revision", "cache_dir", "token", "local_files_only", "force_download", "proxies")
+HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "proxies")
+"""Arguments that say how a repository is reached."""
 _HARMLESS = ("low_cpu_mem_usage", "use_safetensors", "offload_folder", "offload_state_dict", "output_loading_info")
 
 
@@ -40,7 +41,7 @@ class PublishedModel(ModelMixin):
                 option the published format has no use for.
             OSError: files are not there.
         """
-        hub = {name: kwargs[name] for name in _HUB if name in kwargs}
+        hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         where = str(pretrained_model_name_or_path)
         config_file = _find(where, "config.json", kwargs.get("subfolder"), hub)
         config = json.loads(config_file.read_text())
@@ -51,7 +52,9 @@ class PublishedModel(ModelMixin):
             cls._check(where, info["missing_keys"], info["unexpected_keys"])
             return (model, info) if wants_info else model
         unusable = [
-            n for n, v in kwargs.items() if v and n not in (*_HUB, *_HARMLESS, "subfolder", "torch_dtype", "dtype")
+            n
+            for n, v in kwargs.items()
+            if v and n not in (*HUB_OPTIONS, *_HARMLESS, "subfolder", "torch_dtype", "dtype")
         ]
         if unusable:
             raise ValueError(
@@ -119,3 +122,17 @@ def _find(where: str, name: str, subfolder: str | None, hub: dict[str, Any]) -> 
     from huggingface_hub import hf_hub_download
 
     return Path(hf_hub_download(where, name, subfolder=subfolder, **hub))
+
+
+def published_config(where: str, options: dict[str, Any]) -> dict[str, Any] | None:
+    """The top-level `config.json` of a folder or repository; None where there is none (a pipeline has model_index.json)."""
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+    if (Path(where) / "model_index.json").is_file():
+        return None
+    hub = {name: options[name] for name in HUB_OPTIONS if options.get(name) is not None}
+    try:
+        config: dict[str, Any] = json.loads(_find(where, "config.json", None, hub).read_text())
+    except (OSError, EntryNotFoundError, HfHubHTTPError, HFValidationError):
+        return None
+    return config

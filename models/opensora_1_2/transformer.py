@@ -122,6 +122,11 @@ class STDiT3(PublishedModel, ConfigMixin, CacheMixin):  # type: ignore[misc]
         self.final_layer = FinalLayer(hidden_size, patch_numel * self.out_channels)
         self._initialize()
 
+    @property
+    def max_text_tokens(self) -> int:
+        """The longest caption."""
+        return self.y_embedder.y_embedding.shape[0]
+
     @classmethod
     def computed(cls, name: str, model: Any) -> Tensor:
         """The rotary frequencies, which follow from the width of a head."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -126,6 +127,7 @@ class OpenSoraVAE(PublishedModel, ConfigMixin):  # type: ignore[misc]
         full, rest = divmod(num_frames, chunk)
         return full * frames(chunk) + frames(rest), height // self.spatial_factor, width // self.spatial_factor
 
+    @apply_forward_hook
     def encode(self, video: Tensor, generator: torch.Generator | None = None, sample: bool = True) -> Tensor:
         """The normalised latent [B, C, T_latent, H / 8, W / 8] of a video.
 
@@ -141,6 +143,7 @@ class OpenSoraVAE(PublishedModel, ConfigMixin):  # type: ignore[misc]
         latents = [p.sample(generator) if sample else p.mode() for p in posteriors]
         return (torch.cat(latents, dim=2) - self.shift) / self.scale
 
+    @apply_forward_hook
     def decode(self, latent: Tensor, num_frames: int) -> Tensor:
         """A video [B, 3, num_frames, 8 H, 8 W] of about -1 to 1 from its normalised latent.
 

@@ -1,0 +1,64 @@
+"""Open-Sora 1.2 (arXiv:2412.20404): spatial and temporal blocks in turns, text by cross-attention in all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+
+
+@ADAPTERS.register("opensora")
+class OpenSora(ModelAdapter):
+    """`STDiT3` of `fsframework.models.opensora_1_2`, since diffusers has no Open-Sora.
+
+    All blocks take [B, (T S), C], frames slowest, and fold inside, so `Partial` is for their parts only. The conditional
+    half of a guidance batch comes first.
+    """
+
+    transformer_classes = ("STDiT3",)
+    pipeline_classes = ("OpenSoraPipeline",)
+    pipeline_module = "fsframework.models.opensora_1_2"
+    blocks = (
+        BlockList("spatial_blocks", Kind.SPATIAL, attention="attn", cross_attention="cross_attn", mlp="mlp"),
+        BlockList(
+            "temporal_blocks", Kind.TEMPORAL, attention="attn", cross_attention="cross_attn", mlp="mlp",
+            token_inputs=("rotary",),
+        ),
+    )  # fmt: skip
+    interleaved = True
+    batch_order = ("cond", "uncond")
+    latent_input = "x"
+    batched_inputs = ("x", "timestep", "y", "mask", "x_mask", "fps", "height", "width")
+    checkpoints = {
+        "opensora-1.2": Checkpoint(
+            "hpcai-tech/OpenSora-STDiT-v3", num_steps=30, guidance_scale=7.0, height=240, width=426, num_frames=51,
+            fps=24, dtype="bfloat16",
+        ),
+    }  # fmt: skip
+    tiny_config = dict(
+        in_channels=4, hidden_size=16, depth=3, num_heads=2, mlp_ratio=2.0, caption_channels=12, model_max_length=5
+    )
+
+    def example_inputs(self, transformer: nn.Module, batch: int, generator: torch.Generator) -> dict[str, Any]:
+        """Four latent frames of 8x8, and five text tokens of which every second sample has three."""
+        mask = torch.ones(batch, 5, dtype=torch.int64)
+        mask[1::2, 3:] = 0
+        size = torch.full((batch,), 64.0)
+        return {
+            "x": torch.randn(batch, 4, 4, 8, 8, generator=generator),
+            "y": torch.randn(batch, 1, 5, 12, generator=generator),
+            "mask": mask, "fps": torch.full((batch,), 24.0), "height": size, "width": size,
+        }  # fmt: skip
+
+    def gate(self, part: Part, block: nn.Module, arguments: Mapping[str, Any]) -> Sequence[Tensor | None]:
+        """Self-attention and MLP have a gate from the timestep (per frame where frames are given), the text has none."""
+        if part is Part.CROSS_ATTENTION:
+            return (None,)
+        modulation, num_tokens = arguments["modulation"], arguments["hidden_states"].shape[1]
+        if part is Part.MLP:
+            return (block.mlp_gate(modulation, num_tokens),)  # type: ignore[operator]
+        return (block.attention_gate(modulation, arguments["num_frames"], num_tokens),)  # type: ignore[operator]
