@@ -119,6 +119,12 @@ def _parser() -> argparse.ArgumentParser:
     listing = add("list", _list, "what there is to choose from")
     listing.add_argument("what", choices=sorted(_LISTS), metavar="policies|models|metrics|prompts")
     listing.add_argument("files", nargs="*", metavar="FILE.py", help="for policies: your own files instead")
+    listing.add_argument(
+        "--sizes",
+        nargs="*",
+        metavar="MODEL",
+        help="for models: sites, FLOPs and cache bytes at their published size, counted without weights (default: all)",
+    )
     return parser
 
 
@@ -188,7 +194,25 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    _LISTS[arguments.what]([Path(name) for name in arguments.files])
+    if arguments.sizes is not None:
+        if arguments.what != "models":
+            raise ValueError(f"--sizes is for `fsf list models`, not for {arguments.what}")
+        _list_sizes(arguments.sizes)
+    else:
+        _LISTS[arguments.what]([Path(name) for name in arguments.files])
+
+
+def _list_sizes(names: list[str]) -> None:
+    from fsframework.run.sizes import NOTE, sizes, table_rows
+
+    found = []
+    for size in sizes(names):
+        print(f"{size.name}: counted", file=sys.stderr)
+        found.append(size)
+    for table in table_rows(found):
+        _print_columns(table)
+        print()
+    print(NOTE)
 
 
 def _list_policies(files: list[Path]) -> None:
@@ -213,7 +237,7 @@ def _list_models(files: list[Path]) -> None:
         source = model.source if "/" in model.source else ("bundled" if model.is_bundled else "bundled, but not there")
         rows.append((model.name, model.family, source))
     _print_columns(rows)
-    print("\nor a diffusers pipeline folder, or owner/name on the Hugging Face hub")
+    print("\nor a diffusers pipeline folder, or owner/name on the Hugging Face hub; `--sizes` counts them at full size")
 
 
 def _list_metrics(files: list[Path]) -> None:

@@ -9,6 +9,11 @@ from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
 
+_5B = dict(num_attention_heads=48, num_layers=42, use_rotary_positional_embeddings=True)
+_15 = dict(
+    **_5B, patch_size_t=2, patch_bias=False, sample_height=300, sample_width=300, sample_frames=81
+)  # fmt: skip
+
 
 @ADAPTERS.register("cogvideox")
 class CogVideoX(ModelAdapter):
@@ -27,20 +32,25 @@ class CogVideoX(ModelAdapter):
     )
     checkpoints = {
         "cogvideox-2b": Checkpoint(
-            "THUDM/CogVideoX-2b", guidance_scale=6.0, height=480, width=720, num_frames=49, dtype="float16"
+            "THUDM/CogVideoX-2b", guidance_scale=6.0, height=480, width=720, num_frames=49, dtype="float16",
+            structure=dict(num_attention_heads=30, num_layers=30),
         ),
         "cogvideox-5b": Checkpoint(
-            "THUDM/CogVideoX-5b", guidance_scale=6.0, height=480, width=720, num_frames=49, dtype="bfloat16"
+            "THUDM/CogVideoX-5b", guidance_scale=6.0, height=480, width=720, num_frames=49, dtype="bfloat16",
+            structure=_5B,
         ),
         "cogvideox-5b-i2v": Checkpoint(
-            "THUDM/CogVideoX-5b-I2V", guidance_scale=6.0, height=480, width=720, num_frames=49, dtype="bfloat16"
+            "THUDM/CogVideoX-5b-I2V", guidance_scale=6.0, height=480, width=720, num_frames=49, dtype="bfloat16",
+            structure=dict(**_5B, in_channels=32, use_learned_positional_embeddings=True),
         ),
         "cogvideox1.5-5b": Checkpoint(
-            "THUDM/CogVideoX1.5-5B", guidance_scale=6.0, height=768, width=1360, num_frames=81, fps=16, dtype="bfloat16"
+            "THUDM/CogVideoX1.5-5B", guidance_scale=6.0, height=768, width=1360, num_frames=81, fps=16, dtype="bfloat16",
+            structure=_15,
         ),
         "cogvideox1.5-5b-i2v": Checkpoint(
             "THUDM/CogVideoX1.5-5B-I2V",
             guidance_scale=6.0, height=768, width=1360, num_frames=81, fps=16, dtype="bfloat16",
+            structure=dict(**_15, in_channels=32, ofs_embed_dim=512),
         ),
     }  # fmt: skip
     tiny_config = dict(
@@ -56,3 +66,24 @@ class CogVideoX(ModelAdapter):
             return torch.randn(shape, generator=generator)
 
         return {"hidden_states": noise(batch, 3, 4, 8, 8), "encoder_hidden_states": noise(batch, 5, 12)}
+
+    def inputs_at(self, transformer: nn.Module, checkpoint: Checkpoint, batch: int) -> dict[str, Any]:
+        """Latents of 4 frames of 8x8 pixels and 226 text tokens; 1.5 pads the frames to whole patches."""
+        frames, height, width = checkpoint.pixels
+        config: Any = transformer.config
+        patch_frames = config.patch_size_t or 1
+        frames = (frames - 1) // 4 + 1
+        frames += -frames % patch_frames
+        rows, columns = height // 8, width // 8
+        meta: dict[str, Any] = dict(device="meta", dtype=next(transformer.parameters()).dtype)
+        inputs: dict[str, Any] = {
+            "hidden_states": torch.empty(batch, frames, config.in_channels, rows, columns, **meta),
+            "encoder_hidden_states": torch.empty(batch, 226, config.text_embed_dim, **meta),
+            "timestep": torch.empty(batch, device="meta"),
+        }
+        if config.use_rotary_positional_embeddings:
+            tokens = frames // patch_frames * (rows // config.patch_size) * (columns // config.patch_size)
+            inputs["image_rotary_emb"] = tuple(torch.empty(tokens, config.attention_head_dim, **meta) for _ in range(2))
+        if config.ofs_embed_dim is not None:
+            inputs["ofs"] = torch.empty(1, **meta)
+        return inputs

@@ -50,6 +50,7 @@ class HunyuanVideo(ModelAdapter):
         "hunyuan-video": Checkpoint(
             "hunyuanvideo-community/HunyuanVideo",
             guidance_scale=6.0, height=720, width=1280, num_frames=129, fps=24, dtype="bfloat16",
+            num_branches=1, structure=dict(guidance_embeds=True),
         ),
         "hunyuan-video-i2v": Checkpoint(
             "hunyuanvideo-community/HunyuanVideo-I2V",
@@ -74,4 +75,19 @@ class HunyuanVideo(ModelAdapter):
             "encoder_attention_mask": torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0]).expand(batch, 5),
             "pooled_projections": noise(batch, 8),
             "guidance": torch.full((batch,), 6000.0),
+        }
+
+    def inputs_at(self, transformer: nn.Module, checkpoint: Checkpoint, batch: int) -> dict[str, Any]:
+        """Latents of 4 frames of 8x8 pixels and 256 text tokens."""
+        frames, height, width = checkpoint.pixels
+        size = ((frames - 1) // 4 + 1, height // 8, width // 8)
+        config: Any = transformer.config
+        meta: dict[str, Any] = dict(device="meta", dtype=next(transformer.parameters()).dtype)
+        return {
+            "hidden_states": torch.empty(batch, config.in_channels, *size, **meta),
+            "encoder_hidden_states": torch.empty(batch, 256, config.text_embed_dim, **meta),
+            "encoder_attention_mask": torch.empty(batch, 256, **meta),
+            "pooled_projections": torch.empty(batch, config.pooled_projection_dim, **meta),
+            "guidance": torch.empty(batch, **meta),
+            "timestep": torch.empty(batch, dtype=torch.int64, device="meta"),
         }

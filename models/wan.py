@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
 
+_1_3B = dict(num_attention_heads=12, ffn_dim=8960, num_layers=30)
+_14B = dict(num_attention_heads=40, ffn_dim=13824, num_layers=40)
+
 
 @ADAPTERS.register("wan")
 class Wan(ModelAdapter):
@@ -29,11 +32,11 @@ class Wan(ModelAdapter):
     checkpoints = {
         "wan2.1-t2v-1.3b": Checkpoint(
             "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
-            guidance_scale=5.0, height=480, width=832, num_frames=81, fps=16, dtype="bfloat16",
+            guidance_scale=5.0, height=480, width=832, num_frames=81, fps=16, dtype="bfloat16", structure=_1_3B,
         ),
         "wan2.1-t2v-14b": Checkpoint(
             "Wan-AI/Wan2.1-T2V-14B-Diffusers",
-            guidance_scale=5.0, height=720, width=1280, num_frames=81, fps=16, dtype="bfloat16",
+            guidance_scale=5.0, height=720, width=1280, num_frames=81, fps=16, dtype="bfloat16", structure=_14B,
         ),
         "wan2.1-i2v-14b-480p": Checkpoint(
             "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
@@ -46,6 +49,7 @@ class Wan(ModelAdapter):
         "wan2.2-t2v-a14b": Checkpoint(
             "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
             num_steps=40, guidance_scale=4.0, height=720, width=1280, num_frames=81, fps=16, dtype="bfloat16",
+            structure=_14B,
         ),
         "wan2.2-i2v-a14b": Checkpoint(
             "Wan-AI/Wan2.2-I2V-A14B-Diffusers",
@@ -68,3 +72,15 @@ class Wan(ModelAdapter):
             return torch.randn(shape, generator=generator)
 
         return {"hidden_states": noise(batch, 4, 2, 4, 4), "encoder_hidden_states": noise(batch, 5, 12)}
+
+    def inputs_at(self, transformer: nn.Module, checkpoint: Checkpoint, batch: int) -> dict[str, Any]:
+        """Latents of 4 frames of 8x8 pixels and 512 text tokens."""
+        frames, height, width = checkpoint.pixels
+        size = ((frames - 1) // 4 + 1, height // 8, width // 8)
+        config: Any = transformer.config
+        meta: dict[str, Any] = dict(device="meta", dtype=next(transformer.parameters()).dtype)
+        return {
+            "hidden_states": torch.empty(batch, config.in_channels, *size, **meta),
+            "encoder_hidden_states": torch.empty(batch, 512, config.text_dim, **meta),
+            "timestep": torch.empty(batch, device="meta"),
+        }

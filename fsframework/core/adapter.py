@@ -65,6 +65,18 @@ class Checkpoint:
     dtype: str = "float32"
     """The dtype the weights are usually run in; on a CPU always float32."""
     revision: str | None = None
+    num_branches: int = 2
+    """Guidance branches of a step at the usual settings; 1 where guidance is distilled into the model."""
+    structure: Mapping[str, Any] | None = None
+    """Constructor arguments of the published transformer where they differ from its class's defaults, so that it can be
+    built without its weights and counted; None where that is not stated."""
+
+    @property
+    def pixels(self) -> tuple[int, int, int]:
+        """(frames, height, width) of a video at the usual settings; an image is one frame."""
+        if self.height is None or self.width is None:
+            raise ValueError(f"{self.source}: the checkpoint states no height and width")
+        return self.num_frames or 1, self.height, self.width
 
 
 class ModelAdapter:
@@ -116,6 +128,11 @@ class ModelAdapter:
     def example_inputs(self, transformer: nn.Module, batch: int, generator: torch.Generator) -> dict[str, Any]:
         """Keyword arguments for one forward of the tiny transformer: `batch` samples, without the timestep."""
         raise NotImplementedError(f"{type(self).__name__} states no example_inputs; the contract tests need them")
+
+    def inputs_at(self, transformer: nn.Module, checkpoint: Checkpoint, batch: int) -> dict[str, Any]:
+        """Keyword arguments on the meta device for one forward of `batch` samples at the checkpoint's usual size, with
+        as many text tokens as its pipeline gives and the timestep included. Needed to count at full size."""
+        raise NotImplementedError(f"{type(self).__name__} does not state its inputs at full size")
 
     def gate(self, part: Part, block: nn.Module, arguments: Mapping[str, Any]) -> Sequence[Tensor | None] | None:
         """The factors a block multiplies a sub-module's outputs by, one per returned tensor; None where there is none.

@@ -42,7 +42,7 @@ def test_a_pasted_draft_runs(name):
         assert torch.equal(loop(), bare)
     with ReuseEngine(adapter.bind(loop.model), StaticReuse(interval=2, warmup=2), scheduler=loop.scheduler) as session:
         loop()
-    assert set(session.trace.decisions(site) for site in session.sites) == {"CCRCRCRC"}
+    assert {session.trace.decisions(site) for site in session.sites} == {"CCRCRCRC"}
 
 
 class CausalBlock(nn.Module):
@@ -71,7 +71,8 @@ def test_a_draft_of_an_unknown_model_says_what_was_found():
     code = draft_adapter(Unknown())
     assert 'transformer_classes = ("Unknown",)' in code
     assert "# 3 x CausalBlock(x, context, t_emb)" in code
-    assert 'latent_input = "x"' in code and 'timestep_input = "t"' in code
+    assert 'latent_input = "x"' in code
+    assert 'timestep_input = "t"' in code
     assert 'batched_inputs = ("x", "t", "context")' in code
     (found,) = find_block_lists(Unknown())
     assert (found.path, found.num_blocks, found.attention, found.mlp) == ("layers", 3, "self_attn", "feed_forward")

@@ -59,7 +59,8 @@ def test_each_denoiser_has_its_own_warmup_and_cache_and_the_trace_is_one(models)
     assert session.trace.decisions("transformer_2.joint.1") == "CCRCR"
     assert out == [901, 801, 801, 601, 601, -401, -301, -301, -101, -101]
     assert sorted(set(session.trace.step)) == list(range(10))
-    assert session.trace.column("timestep")[0] == 900 and session.trace.column("timestep")[-1] == 0
+    assert session.trace.column("timestep")[0] == 900
+    assert session.trace.column("timestep")[-1] == 0
     assert [session.trace.site[0].name, session.trace.site[-1].name] == ["joint.0", "transformer_2.joint.1"]
     assert session.summary()["num_steps"] == 10
     assert session.summary()["reuse_fraction"] == pytest.approx(0.4)
