@@ -1,6 +1,6 @@
 """The tiny KL autoencoder: 32 x 32 x 3 pixels to 8 x 8 x 4 latents, diffusers' `AutoencoderKL` trained on digits.
 
-Shape suffixes: N frames, T frames of a clip, H height, W width, C channels, Y and X grid positions.
+Shape suffixes: B clips, N frames, T frames of a clip, H height, W width, C channels, Y and X grid positions.
 """
 
 from __future__ import annotations
@@ -30,6 +30,12 @@ class AutoencoderConfig:
     kl_weight: float = 1e-5
     """Weight of the KL term per latent element against the squared pixel error per pixel."""
     ema_decay: float = 0.99
+    source: str = ""
+    """A pipeline folder, relative to `fsframework/models` (`tiny-latte`), whose autoencoder is taken instead of training
+    one."""
+    decoder_steps: int = 0
+    """More steps, of the decoder alone, after the 1 x 1 convolutions around the latent were folded into their
+    neighbours. For CogVideoX, whose autoencoder has none."""
 
 
 def build_autoencoder(config: AutoencoderConfig) -> Any:
@@ -70,12 +76,20 @@ def random_frames(rng: np.random.Generator, num_frames: int, split: bouncing_dig
 class AutoencoderStage(StageModule):
     """Trains the autoencoder on single frames: squared and absolute pixel error, and a light KL term."""
 
-    def __init__(self, autoencoder: nn.Module, config: AutoencoderConfig, *, seed: int, metrics: MetricsFile) -> None:
+    def __init__(
+        self,
+        autoencoder: nn.Module,
+        config: AutoencoderConfig,
+        *,
+        seed: int,
+        metrics: MetricsFile,
+        decoder_only: bool = False,
+    ) -> None:
         super().__init__(
             autoencoder,
-            stage="autoencoder",
+            stage="decoder" if decoder_only else "autoencoder",
             seed=seed,
-            num_steps=config.num_steps,
+            num_steps=config.decoder_steps if decoder_only else config.num_steps,
             warmup_steps=50,
             decay_fraction=0.6,
             ema_decay=config.ema_decay,
@@ -83,12 +97,18 @@ class AutoencoderStage(StageModule):
             log_every=100,
             metrics=metrics,
         )
-        self.config = config
+        self.config, self.decoder_only = config, decoder_only
+        if decoder_only:
+            self.networks.requires_grad_(False)
+            self.networks.decoder.requires_grad_(True)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW."""
+        """AdamW; a fourth of the learning rate for a decoder that is trained already."""
         return torch.optim.AdamW(
-            self.networks.parameters(), lr=self.config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
+            [p for p in self.networks.parameters() if p.requires_grad],
+            lr=self.config.learning_rate * (0.25 if self.decoder_only else 1.0),
+            betas=(0.9, 0.99),
+            weight_decay=1e-4,
         )
 
     def loss(self, step: int) -> Tensor:
@@ -128,6 +148,13 @@ def reconstruction_psnr(autoencoder: Any, num_frames: int = 500) -> float:
     decoded_NCHW = autoencoder.decode(autoencoder.encode(frames_NCHW).latent_dist.mode()).sample.clamp(-1, 1)
     error = ((decoded_NCHW - frames_NCHW) / 2).square().mean()
     return float(-10 * torch.log10(error))
+
+
+def look_up(plan: bouncing_digits.ClipPlan, latents_NYXCHW: Tensor) -> Tensor:
+    """The latents of a plan's frames in the table of `encode_grid`: float32 [B, C, T, H, W]."""
+    images_B1 = torch.from_numpy(plan.image_index_N)[:, None]
+    latents_BTCHW = latents_NYXCHW[images_B1, torch.from_numpy(plan.rows_NT), torch.from_numpy(plan.columns_NT)]
+    return latents_BTCHW.float().transpose(1, 2)
 
 
 @torch.no_grad()

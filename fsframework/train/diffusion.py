@@ -1,4 +1,4 @@
-"""The denoiser's training stages: v-prediction on latents of single frames, then of clips.
+"""The denoiser's training stages: latents of single frames, then of clips.
 
 Shape suffixes: B clips, C latent channels, F frames, H and W latent height and width, N digit images, Y and X grid
 positions.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fsframework.data import bouncing_digits
+from fsframework.train.autoencoder import look_up, to_model_range
 from fsframework.train.stage import MetricsFile, StageModule
 
 
@@ -23,7 +24,7 @@ class DenoiserStageConfig:
 
     name: str = "images"
     num_frames: int = 1
-    """Frames per clip; 1 trains on single images and leaves the temporal blocks out."""
+    """Frames per clip; few frames (one, where the family can) train on images."""
     batch_clips: int = 64
     num_steps: int = 1000
     optimizer: str = "muon"
@@ -60,34 +61,8 @@ class MonitorConfig:
     guidance_scale: float = 4.0
 
 
-def build_scheduler() -> Any:
-    """DDIM with v-prediction and zero terminal SNR, so that a black background comes out black."""
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_schedule="squaredcos_cap_v2",
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        timestep_spacing="trailing",
-        clip_sample=False,
-    )
-
-
-def velocity_pair(
-    clean_BCFHW: Tensor, noise_BCFHW: Tensor, timesteps_B: Tensor, alphas_cumprod: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The noisy latent and its velocity a * noise - s * clean, a and s the signal and noise levels of the timesteps."""
-    signal_B1 = alphas_cumprod[timesteps_B].sqrt().view(-1, 1, 1, 1, 1)
-    noise_B1 = (1 - alphas_cumprod[timesteps_B]).sqrt().view(-1, 1, 1, 1, 1)
-    return (
-        signal_B1 * clean_BCFHW + noise_B1 * noise_BCFHW,
-        signal_B1 * noise_BCFHW - noise_B1 * clean_BCFHW,
-    )
-
-
 class DenoiserStage(StageModule):
-    """Trains a denoiser with `forward(noisy_BCFHW, timesteps_B, prompts)` on latents looked up in a table."""
+    """Trains a `Denoiser` of any family on latents looked up in a table of single frames."""
 
     evaluation_timesteps = (500, 800, 900, 975)
 
@@ -115,7 +90,6 @@ class DenoiserStage(StageModule):
             metrics=metrics,
         )
         self.config, self.monitor = config, monitor
-        self.scheduler = build_scheduler()
         # Kept out of the module's own attributes, which would put them in every checkpoint.
         self._frozen = {"latents": latents_NYXCHW, "autoencoder": autoencoder}
         if config.trainable == "temporal":
@@ -149,52 +123,48 @@ class DenoiserStage(StageModule):
         """Clean latents [B, C, F, H, W] and prompts of one step; some prompts are dropped to ""."""
         rng = self.numpy_generator(step)
         plan = bouncing_digits.sample_plan(rng, self.config.batch_clips, num_frames=self.config.num_frames)
-        latents_NYXCHW = self._frozen["latents"]
-        index_B1 = torch.from_numpy(plan.image_index_N)[:, None]
-        latents_BFCHW = latents_NYXCHW[index_B1, torch.from_numpy(plan.rows_NT), torch.from_numpy(plan.columns_NT)]
         dropped_B = rng.random(len(plan.digits_N)) < self.config.caption_dropout
         prompts = ["" if dropped else text for dropped, text in zip(dropped_B, plan.captions())]
-        return latents_BFCHW.float().transpose(1, 2), prompts
+        denoiser: Any = self.networks
+        return denoiser.clip_latents(look_up(plan, self._frozen["latents"])), prompts
 
     def loss(self, step: int) -> Tensor:
-        """Mean squared error of the predicted velocity."""
+        """Mean squared error of the prediction."""
+        denoiser: Any = self.networks
         clean_BCFHW, prompts = self.batch(step)
         generator = self.generator(step)
         uniform_B = torch.rand(len(prompts), generator=generator)
-        timesteps_B = (1000 * uniform_B**self.config.timestep_power).long().clamp(max=999)
+        timesteps_B = denoiser.draw_timesteps(uniform_B, self.config.timestep_power)
         noise_BCFHW = torch.randn(clean_BCFHW.shape, generator=generator)
+        conditions = denoiser.draw_conditions(generator, self.config.num_frames)
         own = self.share(len(prompts))
         timesteps_B, prompts = timesteps_B[own], prompts[own]
-        noisy_BCFHW, velocity_BCFHW = velocity_pair(
-            clean_BCFHW[own], noise_BCFHW[own], timesteps_B, self.scheduler.alphas_cumprod
-        )
-        return nn.functional.mse_loss(self.networks(noisy_BCFHW, timesteps_B, prompts), velocity_BCFHW)
+        noisy_BCFHW, target_BCFHW = denoiser.noisy_and_target(clean_BCFHW[own], noise_BCFHW[own], timesteps_B)
+        return nn.functional.mse_loss(denoiser(noisy_BCFHW, timesteps_B, prompts, **conditions), target_BCFHW)
 
     @torch.no_grad()
     def evaluation_losses(self, num_clips: int = 24) -> dict[str, float]:
         """Loss of the averaged weights at fixed timesteps on fixed clips of evaluation digits, captions given."""
+        average: Any = self.average
         if "evaluation" not in self._frozen:
-            from fsframework.train.autoencoder import to_model_range
-
             count = num_clips if self.config.num_frames > 1 else 10 * num_clips
             videos, prompts = bouncing_digits.sample_clips(1, count, "eval", num_frames=self.config.num_frames)
             latents = self._frozen["autoencoder"].encode(to_model_range(videos).flatten(0, 1)).latent_dist.mode()
-            self._frozen["evaluation"] = (latents.unflatten(0, videos.shape[:2]).transpose(1, 2), prompts)
+            latents = average.clip_latents(latents.unflatten(0, videos.shape[:2]).transpose(1, 2))
+            self._frozen["evaluation"] = (latents, prompts)
         clean_BCFHW, prompts = self._frozen["evaluation"]
         noise_BCFHW = torch.randn(clean_BCFHW.shape, generator=torch.Generator().manual_seed(1))
         losses = {}
         for timestep in self.evaluation_timesteps:
             timesteps_B = torch.full((len(prompts),), timestep)
-            noisy, velocity = velocity_pair(clean_BCFHW, noise_BCFHW, timesteps_B, self.scheduler.alphas_cumprod)
-            losses[f"loss_at_{timestep}"] = float(
-                nn.functional.mse_loss(self.average(noisy, timesteps_B, prompts), velocity)
-            )
+            noisy, target = average.noisy_and_target(clean_BCFHW, noise_BCFHW, timesteps_B)
+            losses[f"loss_at_{timestep}"] = float(nn.functional.mse_loss(average(noisy, timesteps_B, prompts), target))
         return losses
 
     def adherence(self) -> dict[str, float]:
         """Share of generated clips that show the digit and the motion of their captions.
 
-        For a stage of images the frames of a "clip" are unrelated; then only the digit is told, also frame by frame.
+        Motion is told for whole clips only, not in a stage of images.
         """
         from fsframework.metrics.adherence import PromptAdherence
 
@@ -204,17 +174,16 @@ class DenoiserStage(StageModule):
         average: Any = self.average
         videos = average.generate(
             self._frozen["autoencoder"],
-            build_scheduler(),
             prompts,
             [100_000 + self.global_step + i for i in range(len(prompts))],
             num_steps=self.monitor.num_steps,
             guidance_scale=self.monitor.guidance_scale,
-            enable_temporal=self.config.num_frames > 1,
+            num_frames=self.config.num_frames,
         )
         judge = PromptAdherence()
         results = [judge.score(video, prompt) for video, prompt in zip(videos, prompts)]
         row = {"digit_adherence": float(np.mean([r.digit for r in results]))}
-        if self.config.num_frames > 1:
+        if self.config.num_frames >= bouncing_digits.NUM_FRAMES:
             row["motion_adherence"] = float(np.mean([r.motion for r in results]))
             row["adherence"] = float(np.mean([r.both for r in results]))
         per_frame = [judge.digit_scores(v).argmax(1) == pair[0] for v, pair in zip(videos, chosen)]

@@ -25,9 +25,7 @@ def export_pipeline(denoiser: Any, autoencoder: Any, folder: Path) -> None:
 
     import torch
 
-    from fsframework.train.diffusion import build_scheduler
-
-    pipeline = copy.deepcopy(denoiser).pipeline(copy.deepcopy(autoencoder), build_scheduler())
+    pipeline = copy.deepcopy(denoiser).pipeline(copy.deepcopy(autoencoder))
     pipeline.transformer.to(torch.float16)
     pipeline.vae.to(torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
@@ -65,6 +63,7 @@ class _ClipJob:
 
 def evaluate_folder(
     folder: Path,
+    sampling: dict[str, Any],
     *,
     seeds_per_caption: int,
     first_seed: int,
@@ -74,6 +73,7 @@ def evaluate_folder(
 ) -> dict[str, Any]:
     """Generate every caption with fresh seeds through the saved pipeline and judge the clips.
 
+    `sampling` are the pipeline's other arguments (`Denoiser.sampling`).
     The clips are dealt out among `num_processes` processes of one thread each. Returns what is written to
     `evaluation.json`: the conditions, shares with 95 % intervals over all captions, over those trained on and over the
     held-out ones, and one row per clip.
@@ -85,13 +85,13 @@ def evaluate_folder(
     jobs = [_ClipJob(digit, motion, first_seed + index) for index, (digit, motion) in enumerate(pairs)]
     shares = [jobs[rank::num_processes] for rank in range(num_processes)]
     with ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(_judge_clips, folder, share, num_steps, guidance_scale) for share in shares]
+        futures = [pool.submit(_judge_clips, folder, share, sampling, num_steps, guidance_scale) for share in shares]
         rows = sorted((row for future in futures for row in future.result()), key=lambda row: row["seed"])
     cpu_seconds = sum(row.pop("cpu_seconds") for row in rows)
     return {
         "num_steps": num_steps,
         "guidance_scale": guidance_scale,
-        "num_frames": bouncing_digits.NUM_FRAMES,
+        "sampling": sampling,
         "dtype": "float32",
         "cpu_seconds_per_clip": round(cpu_seconds / len(rows), 2),
         "all": _summary(rows),
@@ -101,15 +101,17 @@ def evaluate_folder(
     }
 
 
-def _judge_clips(folder: Path, jobs: list[_ClipJob], num_steps: int, guidance_scale: float) -> list[dict[str, Any]]:
+def _judge_clips(
+    folder: Path, jobs: list[_ClipJob], sampling: dict[str, Any], num_steps: int, guidance_scale: float
+) -> list[dict[str, Any]]:
     """Rows of `evaluate_folder`, in this process on one thread."""
     import torch
-    from diffusers import DiffusionPipeline
 
     from fsframework.metrics.adherence import PromptAdherence
+    from fsframework.models.loading import load_model
 
     torch.set_num_threads(1)
-    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline = load_model(str(folder)).pipe
     pipeline.set_progress_bar_config(disable=True)
     judge = PromptAdherence()
     rows = []
@@ -118,14 +120,11 @@ def _judge_clips(folder: Path, jobs: list[_ClipJob], num_steps: int, guidance_sc
         start_seconds = time.process_time()
         frames = pipeline(
             prompt,
-            video_length=bouncing_digits.NUM_FRAMES,
-            height=bouncing_digits.CANVAS_PIXELS,
-            width=bouncing_digits.CANVAS_PIXELS,
             num_inference_steps=num_steps,
             guidance_scale=guidance_scale,
             generator=torch.Generator().manual_seed(job.seed),
             output_type="np",
-            clean_caption=False,  # needs two more packages and changes nothing in these captions
+            **sampling,
         ).frames[0]
         cpu_seconds = time.process_time() - start_seconds
         result = judge.score(frames, prompt)

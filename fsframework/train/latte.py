@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fsframework.data import bouncing_digits
+from fsframework.train.family import FAMILIES, VELOCITY_SCHEDULE, Denoiser, generators, initialize_linears
 from fsframework.train.text import TextConfig, build_text_encoder, build_tokenizer, tokenize
 
 
@@ -28,21 +29,30 @@ class LatteConfig:
     """Zero the output projections of the temporal blocks, so that a model of images is a model of still videos."""
 
 
-class LatteDenoiser(nn.Module):
+@FAMILIES.register("latte")
+class LatteDenoiser(Denoiser):
     """A `LatteTransformer3DModel` and its text encoder, trained together with v-prediction.
 
     Text goes the way of `LattePipeline` with one prompt: the caption's embeddings are cropped to its real tokens, and
     the unconditional embeddings are those of "" at the same number of positions, padding included.
     """
 
+    config_class = LatteConfig
+    sampling = {
+        "video_length": bouncing_digits.NUM_FRAMES,
+        "height": bouncing_digits.CANVAS_PIXELS,
+        "width": bouncing_digits.CANVAS_PIXELS,
+        "clean_caption": False,  # needs two more packages and changes nothing in these captions
+    }
+
     def __init__(self, config: LatteConfig, text: TextConfig, *, latent_channels: int, latent_size: int) -> None:
         super().__init__()
         from diffusers import LatteTransformer3DModel
 
-        self.tokenizer = build_tokenizer()
+        self.tokenizer = build_tokenizer(max_tokens=120)
         self.text_encoder = build_text_encoder(text, len(self.tokenizer))
         width = config.num_heads * config.head_channels
-        self.transformer: Any = LatteTransformer3DModel(
+        self.transformer = LatteTransformer3DModel(
             num_attention_heads=config.num_heads,
             attention_head_dim=config.head_channels,
             in_channels=latent_channels,
@@ -66,11 +76,7 @@ class LatteDenoiser(nn.Module):
 
     def _initialize(self, config: LatteConfig) -> None:
         transformer = self.transformer
-        for module in transformer.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialize_linears(transformer)
         nn.init.xavier_uniform_(transformer.pos_embed.proj.weight.view(transformer.pos_embed.proj.out_channels, -1))
         nn.init.zeros_(transformer.pos_embed.proj.bias)
         nn.init.normal_(transformer.adaln_single.linear.weight, std=0.02)
@@ -87,7 +93,7 @@ class LatteDenoiser(nn.Module):
         embeddings: Tensor = self.text_encoder(ids_BL, attention_mask=mask_BL)[0]
         return embeddings
 
-    def forward(self, noisy_BCFHW: Tensor, timesteps_B: Tensor, prompts: list[str]) -> Tensor:
+    def forward(self, noisy_BCFHW: Tensor, timesteps_B: Tensor, prompts: list[str], **conditions: Any) -> Tensor:
         """The predicted velocity, [B, C, F, H, W]; with one frame the temporal blocks are not run."""
         output: Tensor = self.transformer(
             hidden_states=noisy_BCFHW,
@@ -108,7 +114,13 @@ class LatteDenoiser(nn.Module):
         blocks = [*transformer.transformer_blocks, *transformer.temporal_transformer_blocks]
         return [p for block in blocks for name, p in block.named_parameters() if p.ndim == 2 and "table" not in name]
 
-    def pipeline(self, autoencoder: Any, scheduler: Any) -> Any:
+    def scheduler(self) -> Any:
+        """DDIM with v-prediction and zero terminal SNR."""
+        from diffusers import DDIMScheduler
+
+        return DDIMScheduler(**VELOCITY_SCHEDULE)
+
+    def pipeline(self, autoencoder: Any) -> Any:
         """A `LattePipeline` around these very modules (not copies)."""
         from diffusers import LattePipeline
 
@@ -117,7 +129,7 @@ class LatteDenoiser(nn.Module):
             text_encoder=self.text_encoder,
             vae=autoencoder,
             transformer=self.transformer,
-            scheduler=scheduler,
+            scheduler=self.scheduler(),
         )
         pipe.set_progress_bar_config(disable=True)
         return pipe
@@ -126,30 +138,27 @@ class LatteDenoiser(nn.Module):
     def generate(
         self,
         autoencoder: Any,
-        scheduler: Any,
         prompts: list[str],
         seeds: list[int],
         *,
         num_steps: int,
         guidance_scale: float,
-        enable_temporal: bool = True,
+        num_frames: int,
     ) -> Tensor:
-        """One video per prompt and seed, float [B, F, H, W, C] in [0, 1].
+        """One video of 16 frames per prompt and seed, float [B, F, H, W, C] in [0, 1]; unrelated if `num_frames` is 1.
 
         Embeddings are handed over ready made because LattePipeline treats a list of prompts differently from each
         alone (it masks to 120 tokens where it crops for one).
         """
-        frames = self.pipeline(autoencoder, scheduler)(
+        frames = self.pipeline(autoencoder)(
             negative_prompt=None,
             prompt_embeds=self.encode_text(prompts),
             negative_prompt_embeds=self.encode_text([""] * len(prompts)),
             num_inference_steps=num_steps,
             guidance_scale=guidance_scale,
-            video_length=bouncing_digits.NUM_FRAMES,
-            height=bouncing_digits.CANVAS_PIXELS,
-            width=bouncing_digits.CANVAS_PIXELS,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            generator=generators(seeds),
             output_type="pt",
-            enable_temporal_attentions=enable_temporal,
+            enable_temporal_attentions=num_frames > 1,
+            **self.sampling,
         ).frames
         return frames.movedim(2, -1).clamp(0, 1)

@@ -202,6 +202,9 @@ class StageModule(lightning.LightningModule):
                 {f"{self.stage}/{k}": v for k, v in row.items() if isinstance(v, int | float)}, step=self.global_step
             )
         words = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+        if "seconds_per_step" in row:
+            minutes = (self.num_steps - self.global_step) * row["seconds_per_step"] / 60
+            words += f"  {minutes:.0f} min left in this stage"
         print(f"[{time.strftime('%H:%M:%S')}] {self.stage} {self.global_step}/{self.num_steps}  {words}", flush=True)
 
 

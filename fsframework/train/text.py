@@ -13,8 +13,6 @@ from torch import Tensor
 from fsframework.data import bouncing_digits
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
-MAX_TOKENS = 120
-"""What the pipelines of this kind pad to; the tokenizer's declared limit."""
 
 
 @dataclass
@@ -27,13 +25,18 @@ class TextConfig:
     hidden: int = 128
 
 
-def build_tokenizer() -> Any:
-    """A `PreTrainedTokenizerFast`: lower case, split on spaces and punctuation, one token per word, then `</s>`."""
+def build_tokenizer(max_tokens: int, more: str = "") -> Any:
+    """A `PreTrainedTokenizerFast`: lower case, split on spaces and punctuation, one token per word, then `</s>`.
+
+    `max_tokens` is its declared limit: what the pipeline pads to. `more` is text whose words it knows besides.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     words = sorted({w for pair in bouncing_digits.all_pairs() for w in bouncing_digits.caption(*pair).split()})
-    vocabulary = {token: index for index, token in enumerate([PAD, END, UNKNOWN, *words])}
+    added = [word for word, _ in pre_tokenizers.Whitespace().pre_tokenize_str(more)]
+    tokens = dict.fromkeys([PAD, END, UNKNOWN, *words, *added])
+    vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -45,7 +48,7 @@ def build_tokenizer() -> Any:
         pad_token=PAD,
         eos_token=END,
         unk_token=UNKNOWN,
-        model_max_length=MAX_TOKENS,
+        model_max_length=max_tokens,
         padding_side="right",
     )
 

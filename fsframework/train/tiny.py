@@ -7,76 +7,17 @@ last checkpoint, bit for bit.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from fsframework.train.config import TinyConfig, load_config
+from fsframework.train.families import FAMILIES
+from fsframework.train.stage import MetricsFile
 
-from fsframework.train.autoencoder import AutoencoderConfig
-from fsframework.train.diffusion import DenoiserStageConfig, MonitorConfig
-from fsframework.train.latte import LatteConfig
-from fsframework.train.text import TextConfig
-
-
-@dataclass
-class EvaluationConfig:
-    """How the exported pipeline is judged: all 20 captions, each with several seeds that training never samples."""
-
-    seeds_per_caption: int = 4
-    first_seed: int = 7_000_000
-    num_steps: int = 50
-    guidance_scale: float = 4.0
-
-
-@dataclass
-class TinyConfig:
-    """A whole training run."""
-
-    name: str = "tiny-latte"
-    output_dir: str = "runs/train/tiny-latte"
-    seed: int = 0
-    num_processes: int = 1
-    """Processes that share every batch (gloo on CPU). On a busy machine two processes of one thread beat one process
-    of two: threads wait for each other in every operation, processes once a step."""
-    num_threads: int = 2
-    """CPU threads of each process."""
-    checkpoint_minutes: float = 3.0
-    wandb: bool = True
-    """Also log to W&B, offline; `metrics.jsonl` in the output directory is the truth."""
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    text: TextConfig = field(default_factory=TextConfig)
-    latte: LatteConfig = field(default_factory=LatteConfig)
-    stages: list[DenoiserStageConfig] = field(default_factory=list)
-    """Denoiser stages in order; each starts from the averaged weights of the one before."""
-    monitor: MonitorConfig = field(default_factory=MonitorConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    export_dir: str = ""
-    """Folder for the pipeline, its training record and its evaluation; default: `pipeline` in the output directory."""
-    export_only: bool = False
-    """Train nothing; export and evaluate the newest weights, also those of an unfinished stage."""
-
-
-def load_config(path: str, overrides: list[str]) -> Any:
-    """Defaults <- YAML file <- `key=value` overrides; unknown keys and wrong types are errors that say where."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    merged = OmegaConf.structured(TinyConfig)
-    try:
-        for where, source in ((path, OmegaConf.load(path)), ("command line", OmegaConf.from_dotlist(overrides))):
-            try:
-                merged = OmegaConf.merge(merged, source)
-            except OmegaConfBaseException as error:
-                reason = str(error).strip().splitlines()[0]
-                keys = ", ".join(field.name for field in dataclasses.fields(TinyConfig))
-                raise ValueError(f"{where}: {reason}. A training config has the keys {keys}.") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
-    return OmegaConf.to_object(merged)
+BUNDLED = Path(__file__).resolve().parents[1] / "models"
+"""Where the shipped pipelines lie."""
 
 
 def fit(module: Any, config: TinyConfig, directory: Path) -> Any:
@@ -116,32 +57,52 @@ def fit(module: Any, config: TinyConfig, directory: Path) -> Any:
 
 
 def train_autoencoder(config: TinyConfig, directory: Path) -> Any:
-    """The trained autoencoder with normalised latents; trained here unless `vae/` is there already."""
+    """The trained autoencoder of frames with normalised latents; trained here unless `vae/` is there already."""
     import numpy as np
     import torch
     from diffusers import AutoencoderKL
 
     from fsframework.train import autoencoder as ae
-    from fsframework.train.stage import MetricsFile
 
+    settings = config.autoencoder
     folder = directory / "vae"
     if folder.exists():
         return AutoencoderKL.from_pretrained(folder)
-    metrics = MetricsFile(directory / "metrics.jsonl")
-    torch.manual_seed(config.seed)
-    module = ae.AutoencoderStage(
-        ae.build_autoencoder(config.autoencoder), config.autoencoder, seed=config.seed, metrics=metrics
-    )
-    trainer = fit(module, config, directory)
-    trained: Any = module.average
-    ae.normalize_latents(trained, ae.random_frames(np.random.default_rng(config.seed), 2000))
-    if trainer.is_global_zero:
+    if settings.source:
+        trained: Any = AutoencoderKL.from_pretrained(BUNDLED / settings.source / "vae")
+    else:
+        torch.manual_seed(config.seed)
+        trained = _fit_autoencoder(ae.build_autoencoder(settings), config, directory, decoder_only=False)
+        ae.normalize_latents(trained, ae.random_frames(np.random.default_rng(config.seed), 2000))
+    if settings.decoder_steps:
+        from fsframework.train.cogvideox_autoencoder import fold_quantization
+
+        fold_quantization(trained)
+        trained = _fit_autoencoder(trained, config, directory, decoder_only=True)
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         psnr_db = ae.reconstruction_psnr(trained)
-        metrics.append("autoencoder", config.autoencoder.num_steps, psnr_db=psnr_db)
+        MetricsFile(directory / "metrics.jsonl").append(
+            "decoder" if settings.decoder_steps else "autoencoder",
+            settings.decoder_steps or settings.num_steps,
+            psnr_db=psnr_db,
+        )
         print(f"autoencoder: {psnr_db:.2f} dB on evaluation digits", flush=True)
         trained.save_pretrained(folder)
-    trainer.strategy.barrier()
     return trained
+
+
+def _fit_autoencoder(autoencoder: Any, config: TinyConfig, directory: Path, *, decoder_only: bool) -> Any:
+    from fsframework.train.autoencoder import AutoencoderStage
+
+    module = AutoencoderStage(
+        autoencoder,
+        config.autoencoder,
+        seed=config.seed,
+        metrics=MetricsFile(directory / "metrics.jsonl"),
+        decoder_only=decoder_only,
+    )
+    fit(module, config, directory)
+    return module.average
 
 
 def encode_latents(autoencoder: Any, directory: Path) -> Any:
@@ -163,12 +124,12 @@ def build_denoiser(config: TinyConfig) -> Any:
     import torch
 
     from fsframework.data.bouncing_digits import CANVAS_PIXELS
-    from fsframework.train.latte import LatteDenoiser
 
     torch.manual_seed(config.seed)
+    family = FAMILIES[config.family]
     factor = 2 ** (len(config.autoencoder.block_channels) - 1)
-    return LatteDenoiser(
-        config.latte,
+    return family(
+        family.config_class(**config.model),
         config.text,
         latent_channels=config.autoencoder.latent_channels,
         latent_size=CANVAS_PIXELS // factor,
@@ -180,9 +141,9 @@ def train_denoiser(config: TinyConfig, directory: Path, autoencoder: Any, latent
     import torch
 
     from fsframework.train.diffusion import DenoiserStage
-    from fsframework.train.stage import MetricsFile
 
     denoiser = build_denoiser(config)
+    denoiser.prepare(latents)
     for stage in config.stages:
         finished = directory / f"{stage.name}.pt"
         if not finished.exists():
@@ -236,6 +197,7 @@ def export(config: TinyConfig, directory: Path, denoiser: Any, autoencoder: Any)
     ex.export_pipeline(denoiser, autoencoder, folder)
     evaluation = ex.evaluate_folder(
         folder,
+        FAMILIES[config.family].sampling,
         seeds_per_caption=config.evaluation.seeds_per_caption,
         first_seed=config.evaluation.first_seed,
         num_steps=config.evaluation.num_steps,
