@@ -36,7 +36,7 @@ class OpenSora(ModelAdapter):
     checkpoints = {
         "opensora-1.2": Checkpoint(
             "hpcai-tech/OpenSora-STDiT-v3", num_steps=30, guidance_scale=7.0, height=240, width=426, num_frames=51,
-            fps=24, dtype="bfloat16",
+            fps=24, dtype="bfloat16", structure={},
         ),
     }  # fmt: skip
     tiny_config = dict(
@@ -52,6 +52,19 @@ class OpenSora(ModelAdapter):
             "x": torch.randn(batch, 4, 4, 8, 8, generator=generator),
             "y": torch.randn(batch, 1, 5, 12, generator=generator),
             "mask": mask, "fps": torch.full((batch,), 24.0), "height": size, "width": size,
+        }  # fmt: skip
+
+    def inputs_at(self, transformer: nn.Module, checkpoint: Checkpoint, batch: int) -> dict[str, Any]:
+        """Latents of 8x8 pixels and 5 frames for 17, and 300 text tokens; no mask, as if every caption were as long."""
+        frames, height, width = checkpoint.pixels
+        meta: dict[str, Any] = dict(device="meta", dtype=next(transformer.parameters()).dtype)
+        one: dict[str, Any] = dict(device="meta", dtype=torch.float32)
+        latent_frames = frames // 17 * 5 + -(-(frames % 17) // 4)
+        return {
+            "x": torch.empty(batch, 4, latent_frames, height // 8, width // 8, **meta),
+            "y": torch.empty(batch, 1, 300, 4096, **meta),
+            "timestep": torch.empty(batch, **one), "fps": torch.empty(batch, **one),
+            "height": torch.empty(batch, **one), "width": torch.empty(batch, **one),
         }  # fmt: skip
 
     def gate(self, part: Part, block: nn.Module, arguments: Mapping[str, Any]) -> Sequence[Tensor | None]:
