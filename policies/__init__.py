@@ -10,10 +10,10 @@ if __name__ == "policies":
 import importlib
 import pkgutil
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
-
 from fsframework.policies.foresight import Foresight as Foresight
 from fsframework.policies.foresight_release import ForesightRelease as ForesightRelease
 from fsframework.policies.full_compute import FullCompute as FullCompute
 from fsframework.policies.static_reuse import StaticReuse as StaticReuse
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
