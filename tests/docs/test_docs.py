@@ -157,7 +157,7 @@ def test_names_of_fsf_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_dotted_names_of_the_package_exist(page):
-    for name in set(re.findall(r"\bfsframework(?:\.[A-Za-z_]+)+", page.read_text())):
+    for name in set(re.findall(r"\bfsframework(?:\.[A-Za-z_]\w*)+", page.read_text())):
         if not name.endswith((".py", ".yaml")):
             assert exists(name), f"{name_of(page)}: {name}"
 

@@ -325,6 +325,15 @@ class TestReuse:
         assert [site.name for site in session.sites] == ["spatial.0", "temporal.0", "spatial.1", "temporal.1"]
         assert torch.equal(model.generate(LONG, seed=0, **sizes), bare)
 
+    def test_offloading_changes_nothing(self):
+        pipe = random_pipeline()
+        bare = run(pipe, output_type="pt")
+        pipe.enable_model_cpu_offload(device="cpu")
+        with fsf.reuse(pipe, StaticReuse(interval=1)) as session:
+            for _ in range(2):
+                assert torch.equal(run(pipe, output_type="pt"), bare)
+        assert len(session.trace) == 3 * 4
+
     @torch.no_grad()
     @pytest.mark.parametrize("axis", ["spatial", "temporal"])
     @pytest.mark.parametrize("per_frame", [False, True])

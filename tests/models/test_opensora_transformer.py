@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from oracles import load_oracle
+from toys import count_host_reads
 
 from fsframework.models.opensora_1_2 import STDiT3
 
@@ -142,3 +143,26 @@ def test_a_saved_model_is_the_same_when_loaded(tmp_path):
 def test_a_width_that_heads_or_positions_can_not_share_is_an_error():
     with pytest.raises(ValueError, match="hidden_size=30 must be a multiple of num_heads=4"):
         STDiT3(hidden_size=30, num_heads=4)
+
+
+@torch.no_grad()
+def test_a_forward_never_waits_for_the_device():
+    model, given = tiny(), inputs()
+    mask, x_mask = torch.tensor([[1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0]]), torch.tensor([[False, True, True]] * 2)
+    with count_host_reads() as reads:
+        model(**given, mask=mask, x_mask=x_mask)
+    assert reads == []
+
+
+@torch.no_grad()
+def test_the_token_grid_of_a_480p_video_is_30_by_53_on_15_frames():
+    seen = []
+    with torch.device("meta"):
+        model = STDiT3(depth=1)
+        model.spatial_blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
+        sample = model(
+            x=torch.empty(2, 4, 15, 60, 106), timestep=torch.empty(2), y=torch.empty(2, 1, 300, 4096),
+            fps=torch.empty(1), height=torch.empty(1), width=torch.empty(1),
+        ).sample  # fmt: skip
+    assert sample.shape == (2, 8, 15, 60, 106)
+    assert seen == [(2, 15 * 30 * 53, 1152)]
