@@ -31,7 +31,8 @@ def assemble(pipeline_class: Any, transformer: str, options: dict[str, Any]) -> 
     may_be_none = ("text_encoder", "tokenizer", *_SETTINGS)
     options = {name: value for name, value in options.items() if value is not None or name in may_be_none}
     hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
-    loading = {"torch_dtype": options.pop("torch_dtype")} if "torch_dtype" in options else {}
+    dtypes = [options.pop(name) for name in ("torch_dtype", "dtype") if name in options]
+    loading = {"torch_dtype": dtypes[0]} if dtypes else {}
     shared = {name: value for name, value in hub.items() if name != "revision"}
     vae = options.pop("vae", PUBLISHED_VAE)
     text_encoder = options.pop("text_encoder", PUBLISHED_TEXT_ENCODER)

@@ -16,7 +16,7 @@ from torch import Tensor
 from fsframework.models.opensora_1_2 import text
 from fsframework.models.opensora_1_2.frame_mask import FrameMask
 from fsframework.models.opensora_1_2.published import published_config
-from fsframework.models.opensora_1_2.reference import check_weights, encode_reference, place
+from fsframework.models.opensora_1_2.reference import with_reference
 from fsframework.models.opensora_1_2.scheduler import RFlowScheduler, check_num_frames
 from fsframework.models.opensora_1_2.sizes import num_frames_of, resolve_size
 from fsframework.models.opensora_1_2.transformer import STDiT3
@@ -112,6 +112,27 @@ class OpenSoraPipeline(DiffusionPipeline):
         """Set `_interrupt` in a callback to skip the remaining steps."""
         return self._interrupt
 
+    def encode_prompt(
+        self,
+        prompt: str | list[str],
+        aesthetic_score: float | None = None,
+        motion_score: float | None = None,
+        camera_motion: str | None = None,
+        clean_caption: bool | None = None,
+        max_sequence_length: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`prompt_embeds` [B, L, C] and `prompt_attention_mask` [B, L] for a call; arguments as there."""
+        settings = cast(Any, self.config)
+        prepared = text.prepare(
+            [prompt] if isinstance(prompt, str) else list(prompt),
+            settings.clean_caption if clean_caption is None else clean_caption,
+            aesthetic_score=(settings.aesthetic_score if aesthetic_score is None else aesthetic_score) or None,
+            motion_score=motion_score,
+            camera_motion=camera_motion,
+        )
+        length = max_sequence_length or self.transformer.max_text_tokens
+        return text.encode(self.tokenizer, self.text_encoder, prepared, length, self._execution_device)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -187,31 +208,22 @@ class OpenSoraPipeline(DiffusionPipeline):
             check_num_frames(num_frames)
         self._check(prompt, prompt_embeds, callback_on_step_end_tensor_inputs)
         self._guidance_scale, self._interrupt = guidance_scale, False
-        device, settings = self._execution_device, cast(Any, self.config)
+        device = self._execution_device
 
-        scores = dict(
-            aesthetic_score=(settings.aesthetic_score if aesthetic_score is None else aesthetic_score) or None,
-            motion_score=motion_score,
-            camera_motion=camera_motion,
-        )
         if prompt_embeds is None:
-            prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
-            cleaned = text.prepare(
-                prompts, settings.clean_caption if clean_caption is None else clean_caption, **scores
-            )
-            longest = max_sequence_length or self.transformer.max_text_tokens
-            prompt_embeds, prompt_attention_mask = text.encode(
-                self.tokenizer, self.text_encoder, cleaned, longest, device
-            )
-        prompt_embeds, mask = text.trim(prompt_embeds, prompt_attention_mask)
-        self._check_length(prompt_embeds)
+            prompt_embeds, prompt_attention_mask = self.encode_prompt(
+                prompt or "", aesthetic_score=aesthetic_score, motion_score=motion_score, camera_motion=camera_motion,
+                clean_caption=clean_caption, max_sequence_length=max_sequence_length,
+            )  # fmt: skip
+        prompt_embeds, mask = text.trim(prompt_embeds, prompt_attention_mask, self.transformer.max_text_tokens)
         prompt_embeds = text.for_each_video(prompt_embeds, num_videos_per_prompt).to(device)
         mask = None if mask is None else text.for_each_video(mask, num_videos_per_prompt).to(device)
 
         batch = prompt_embeds.shape[0]
         shape = (batch, self.vae.latent_channels, *self.vae.latent_size(num_frames, height, width))
         latents = self._first_noise(shape, latents, generator, device)
-        latents, frames = self._frames(latents, reference_video, reference_start, frame_weights, generator)
+        latents, weights = with_reference(self.vae, latents, reference_video, reference_start, frame_weights, generator)
+        frames = None if weights is None else FrameMask(weights, self.scheduler.num_train_timesteps)
 
         steps: dict[str, Any] = (
             {"num_inference_steps": num_inference_steps} if timesteps is None else {"timesteps": timesteps}
@@ -288,27 +300,6 @@ class OpenSoraPipeline(DiffusionPipeline):
         if tuple(latents.shape) != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}; this call's are {shape}")
         return latents.to(device, torch.float32)
-
-    def _frames(
-        self, latents: Tensor, reference: Any, start: int, weights: Any, generator: Generator
-    ) -> tuple[Tensor, FrameMask | None]:
-        """The latents with the reference in them, and which frames are denoised when; None: all, always."""
-        placed = None
-        if reference is not None:
-            first = generator[0] if isinstance(generator, list) else generator
-            encoded = encode_reference(self.vae, reference, latents.shape[3], latents.shape[4], first, latents.device)
-            latents, placed = place(latents, encoded, start)
-        if weights is not None:
-            placed = check_weights(weights, latents)
-        return latents, None if placed is None else FrameMask(placed, self.scheduler.num_train_timesteps)
-
-    def _check_length(self, prompt_embeds: Tensor) -> None:
-        longest = self.transformer.max_text_tokens
-        if prompt_embeds.shape[1] > longest:
-            raise ValueError(
-                f"a prompt has {prompt_embeds.shape[1]} tokens, but this transformer's captions have at most {longest}; "
-                f"lower max_sequence_length"
-            )
 
     def _check(self, prompt: Any, prompt_embeds: Tensor | None, tensors: Sequence[str]) -> None:
         if (prompt is None) == (prompt_embeds is None):

@@ -12,6 +12,26 @@ from torch import Tensor
 from fsframework.models.opensora_1_2.vae import OpenSoraVAE
 
 
+def with_reference(
+    vae: OpenSoraVAE,
+    latents: Tensor,
+    video: Any,
+    start: int,
+    weights: Sequence[float] | Tensor | None,
+    generator: torch.Generator | list[torch.Generator] | None,
+) -> tuple[Tensor, Tensor | None]:
+    """The latents with the reference in them, and the weights [B, T]; None: every frame is made from noise.
+
+    The arguments are those of the pipeline's call; `video` and `weights` may be None. `latents` is not written to.
+    """
+    placed = None
+    if video is not None:
+        first = generator[0] if isinstance(generator, list) else generator
+        reference = encode_reference(vae, video, latents.shape[3], latents.shape[4], first, latents.device)
+        latents, placed = place(latents, reference, start)
+    return latents, placed if weights is None else check_weights(weights, latents)
+
+
 def encode_reference(
     vae: OpenSoraVAE, video: Any, rows: int, columns: int, generator: torch.Generator | None, device: Any
 ) -> Tensor:

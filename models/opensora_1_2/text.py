@@ -38,16 +38,24 @@ def encode(tokenizer: Any, text_encoder: Any, prompts: list[str], length: int, d
     return states, mask
 
 
-def trim(states: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def trim(states: Tensor, mask: Tensor | None, longest_allowed: int) -> tuple[Tensor, Tensor | None]:
     """Cut [B, L, C] to the longest prompt's tokens; the mask is None where nothing is left to mask.
 
     Text comes first and is followed by padding. Reads the mask on the host, once per video.
+
+    Raises:
+        ValueError: what is left is longer than `longest_allowed`.
     """
-    if mask is None:
-        return states, None
-    counts = mask.long().sum(dim=1).tolist()
-    longest = max(counts)
-    return states[:, :longest], None if min(counts) == longest else mask[:, :longest]
+    if mask is not None:
+        counts = mask.long().sum(dim=1).tolist()
+        longest = max(counts)
+        states, mask = states[:, :longest], None if min(counts) == longest else mask[:, :longest]
+    if states.shape[1] > longest_allowed:
+        raise ValueError(
+            f"a prompt has {states.shape[1]} tokens, but this transformer's captions have at most {longest_allowed}; lower "
+            f"max_sequence_length"
+        )
+    return states, mask
 
 
 def for_each_video(rows: Tensor, num_videos: int) -> Tensor:

@@ -42,6 +42,19 @@ def run(pipe, prompt=LONG, seed=0, **more):
     return pipe(prompt, **{**SMALL, "generator": torch.Generator().manual_seed(seed), **more}).frames
 
 
+def publish(pipe, folder):
+    """The pipeline's parts as Open-Sora publishes them, each in a folder."""
+    pipe.tokenizer.save_pretrained(folder / "t5")
+    pipe.text_encoder.save_pretrained(folder / "t5")
+    for name, kind in (("transformer", "STDiT3"), ("vae", "VideoAutoencoderPipeline")):
+        part = getattr(pipe, name)
+        part.save_pretrained(folder / name)
+        (folder / name / "diffusion_pytorch_model.safetensors").rename(folder / name / "model.safetensors")
+        config = {k: v for k, v in part.config.items() if k[0] != "_"} | {"model_type": kind, "auto_map": {}}
+        (folder / name / "config.json").write_text(json.dumps(config))
+    return {name: folder / name for name in ("t5", "transformer", "vae")}
+
+
 class TestPrompts:
     def test_two_prompts_of_unequal_lengths_in_one_call_are_as_each_alone(self, pipe):
         noise = torch.randn(2, 4, 5, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -67,6 +80,13 @@ class TestPrompts:
             run(pipe, LONG, prompt_embeds=states)
         with pytest.raises(ValueError, match="a prompt has 13 tokens, but this transformer's captions have at most 12"):
             run(pipe, None, prompt_embeds=torch.randn(1, 13, 16))
+
+    def test_states_may_be_made_beforehand(self, pipe):
+        states, mask = pipe.encode_prompt([SHORT, LONG])
+        assert states.shape == (2, 12, 16)
+        assert mask.sum(1).tolist() == [2, 7]
+        together = run(pipe, None, prompt_embeds=states, prompt_attention_mask=mask)
+        assert torch.equal(together, run(pipe, [SHORT, LONG]))
 
     def test_an_empty_prompt_is_one_token(self, pipe):
         assert run(pipe, "").isfinite().all()
@@ -215,6 +235,14 @@ class TestGivenFrames:
         assert torch.equal(latents, before)
         assert not torch.allclose(out[:, :, 1:], run(pipe, latents=latents)[:, :, 1:], atol=1e-3)
 
+    def test_a_reference_may_be_pictures_of_another_size(self, pipe):
+        from PIL import Image
+
+        out = run(pipe, reference_video=[Image.new("RGB", (32, 32), (200, 10, 10))] * 17, frame_weights=[0.0] * 5)
+        assert out.isfinite().all()
+        kept = run(pipe, reference_video=torch.rand(17, 3, 16, 16), frame_weights=[0.0] * 5, output_type="pt")
+        assert kept.shape == (1, 17, 3, 16, 16)
+
     def test_weights_of_one_change_nothing(self, pipe):
         noise = torch.randn(1, 4, 5, 8, 8, generator=torch.Generator().manual_seed(5))
         free = run(pipe, latents=noise)
@@ -283,26 +311,36 @@ class TestFiles:
             assert torch.equal(run(loaded), run(pipe))
 
     def test_the_published_parts_are_put_together(self, pipe, tmp_path):
-        pipe.tokenizer.save_pretrained(tmp_path / "t5")
-        pipe.text_encoder.save_pretrained(tmp_path / "t5")
-        for name, extra in (("transformer", "STDiT3"), ("vae", "VideoAutoencoderPipeline")):
-            part = getattr(pipe, name)
-            part.save_pretrained(tmp_path / name)
-            (tmp_path / name / "diffusion_pytorch_model.safetensors").rename(tmp_path / name / "model.safetensors")
-            config = {k: v for k, v in part.config.items() if k[0] != "_"} | {"model_type": extra, "auto_map": {}}
-            (tmp_path / name / "config.json").write_text(json.dumps(config))
-        where = dict(vae=str(tmp_path / "vae"), text_encoder=str(tmp_path / "t5"), clean_caption=False)
-        loaded = OpenSoraPipeline.from_pretrained(str(tmp_path / "transformer"), aesthetic_score=None, **where)
+        parts = publish(pipe, tmp_path)
+        where = dict(vae=str(parts["vae"]), text_encoder=str(parts["t5"]), clean_caption=False)
+        loaded = OpenSoraPipeline.from_pretrained(str(parts["transformer"]), aesthetic_score=None, **where)
         loaded.set_progress_bar_config(disable=True)
         assert torch.allclose(run(loaded), run(pipe))
         bare = OpenSoraPipeline.from_pretrained(
-            str(tmp_path / "transformer"), text_encoder=None, vae=pipe.vae, torch_dtype=torch.bfloat16
+            parts["transformer"], text_encoder=None, vae=pipe.vae, torch_dtype=torch.bfloat16
         )
         assert (bare.text_encoder, bare.tokenizer, bare.transformer.dtype) == (None, None, torch.bfloat16)
         with pytest.raises(ValueError, match="this pipeline has no text encoder; give prompt_embeds"):
             run(bare)
         with pytest.raises(ValueError, match="does not take colour"):
-            OpenSoraPipeline.from_pretrained(str(tmp_path / "transformer"), colour="red", **where)
+            OpenSoraPipeline.from_pretrained(str(parts["transformer"]), colour="red", **where)
+
+    @pytest.mark.filterwarnings("ignore:prompts are not cleaned")
+    def test_the_registered_name_stands_for_the_three_published_repositories(self, pipe, tmp_path, monkeypatch):
+        import transformers
+
+        parts = publish(pipe, tmp_path)
+        home = {
+            "hpcai-tech/OpenSora-STDiT-v3": parts["transformer"], "hpcai-tech/OpenSora-VAE-v1.2": parts["vae"],
+            "DeepFloyd/t5-v1_1-xxl": parts["t5"],
+        }  # fmt: skip
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo, name, **options: str(home[repo] / name))
+        for cls in (transformers.T5EncoderModel, transformers.AutoTokenizer):
+            original = cls.from_pretrained
+            monkeypatch.setattr(cls, "from_pretrained", lambda name, original=original, **o: original(home[name], **o))
+        model = fsf.load_model("opensora-1.2")
+        assert model.pipe.config.aesthetic_score == 6.5
+        assert model.generate(LONG, seed=0, num_steps=2, height=16, width=16, num_frames=17).shape == (17, 16, 16, 3)
 
     def test_bfloat16_weights_give_a_video_near_float32(self, pipe):
         narrow = random_pipeline().to(torch.bfloat16)
