@@ -86,9 +86,9 @@ class CogVideoXDenoiser(Denoiser):
         nn.init.normal_(transformer.norm_out.linear.weight, std=0.02)
         nn.init.zeros_(transformer.proj_out.weight)
 
-    def draw_conditions(self, generator: torch.Generator, num_frames: int) -> dict[str, Any]:
+    def draw_conditions(self, generator: torch.Generator, latent_frames: int) -> dict[str, Any]:
         """The number of text tokens of one step; always the short one with images, where text would be most of it."""
-        share = self.config.default_length_share if num_frames >= self.num_frames else 0.0
+        share = self.config.default_length_share if latent_frames >= self.num_frames else 0.0
         default_length = float(torch.rand((), generator=generator)) < share
         return {"num_text_tokens": DEFAULT_TOKENS if default_length else self.config.num_text_tokens}
 

@@ -92,4 +92,4 @@ def to_video_autoencoder(autoencoder: Any) -> Any:
         if not name.startswith(("quant_conv", "post_quant_conv")):
             place = _target_name(name)
             target[place].copy_(_fit(value, target[place]))
-    return video.to(autoencoder.dtype).eval()
+    return video.eval()

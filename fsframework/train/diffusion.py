@@ -26,6 +26,12 @@ class DenoiserStageConfig:
     num_frames: int = 1
     """Frames per clip; few frames (one, where the family can) train on images."""
     batch_clips: int = 64
+    image_share: float = 0.0
+    """Share of the steps that train on images instead: more captions for the same work."""
+    image_frames: int = 1
+    """Frames of an image in those steps."""
+    image_clips: int = 64
+    """Images per step in those steps."""
     num_steps: int = 1000
     optimizer: str = "muon"
     """"muon" (matrices in blocks by Muon, the rest by AdamW) or "adamw" for all."""
@@ -122,7 +128,10 @@ class DenoiserStage(StageModule):
     def batch(self, step: int) -> tuple[Tensor, list[str]]:
         """Clean latents [B, C, F, H, W] and prompts of one step; some prompts are dropped to ""."""
         rng = self.numpy_generator(step)
-        plan = bouncing_digits.sample_plan(rng, self.config.batch_clips, num_frames=self.config.num_frames)
+        num_clips, num_frames = self.config.batch_clips, self.config.num_frames
+        if self.config.image_share > 0 and rng.random() < self.config.image_share:
+            num_clips, num_frames = self.config.image_clips, self.config.image_frames
+        plan = bouncing_digits.sample_plan(rng, num_clips, num_frames=num_frames)
         dropped_B = rng.random(len(plan.digits_N)) < self.config.caption_dropout
         prompts = ["" if dropped else text for dropped, text in zip(dropped_B, plan.captions())]
         denoiser: Any = self.networks
@@ -136,7 +145,7 @@ class DenoiserStage(StageModule):
         uniform_B = torch.rand(len(prompts), generator=generator)
         timesteps_B = denoiser.draw_timesteps(uniform_B, self.config.timestep_power)
         noise_BCFHW = torch.randn(clean_BCFHW.shape, generator=generator)
-        conditions = denoiser.draw_conditions(generator, self.config.num_frames)
+        conditions = denoiser.draw_conditions(generator, clean_BCFHW.shape[2])
         own = self.share(len(prompts))
         timesteps_B, prompts = timesteps_B[own], prompts[own]
         noisy_BCFHW, target_BCFHW = denoiser.noisy_and_target(clean_BCFHW[own], noise_BCFHW[own], timesteps_B)

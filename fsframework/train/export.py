@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fsframework.data import bouncing_digits
+from fsframework.data.bouncing_digits import HELD_OUT_PAIRS
 
 
 def export_pipeline(denoiser: Any, autoencoder: Any, folder: Path) -> None:
@@ -139,6 +140,36 @@ def _judge_clips(
             }
         )
     return rows
+
+
+SAMPLES = ((6, "up and down"), (6, "left and right"), (3, "up and down"), (8, "left and right"), *HELD_OUT_PAIRS[:2])
+"""What `samples.png` shows; the last two were held out of training."""
+
+
+def save_samples(folder: Path, sampling: dict[str, Any], num_steps: int, guidance_scale: float, zoom: int = 2) -> None:
+    """Write `samples.png`: a row per clip of `SAMPLES` (seeds 0, 1, ...), a column per frame, grey."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from fsframework.models.loading import load_model
+
+    pipeline = load_model(str(folder)).pipe
+    pipeline.set_progress_bar_config(disable=True)
+    rows = []
+    for seed, pair in enumerate(SAMPLES):
+        frames_THWC = pipeline(
+            bouncing_digits.caption(*pair),
+            num_inference_steps=num_steps,
+            guidance_scale=guidance_scale,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="np",
+            **sampling,
+        ).frames[0]
+        rows.append(np.concatenate(list(frames_THWC.mean(-1)), axis=1))
+    grey = (np.concatenate(rows).clip(0, 1) * 255).round().astype(np.uint8)
+    image = Image.fromarray(grey)
+    image.resize((zoom * image.width, zoom * image.height), Image.Resampling.BICUBIC).save(folder / "samples.png")
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

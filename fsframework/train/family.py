@@ -35,9 +35,9 @@ class Denoiser(nn.Module):
         """The prediction, [B, C, F, H, W], for captions or "" (unconditional)."""
         raise NotImplementedError
 
-    def draw_conditions(self, generator: torch.Generator, num_frames: int) -> dict[str, Any]:
-        """Arguments of `forward` that differ from step to step of a stage with `num_frames`; by default none."""
-        del generator, num_frames
+    def draw_conditions(self, generator: torch.Generator, latent_frames: int) -> dict[str, Any]:
+        """Arguments of `forward` that differ from step to step, for a batch of clips this long; by default none."""
+        del generator, latent_frames
         return {}
 
     def draw_timesteps(self, uniform_B: Tensor, power: float) -> Tensor:

@@ -98,7 +98,7 @@ def to_video_autoencoder(autoencoder: Any, code: TemporalCode) -> Any:
         parameter.zero_()
     _set_encoder(video.temporal_vae, code)
     _set_decoder(video.temporal_vae, code)
-    return video.to(autoencoder.dtype).eval()
+    return video.eval()
 
 
 def _set_spatial(target: Any, autoencoder: Any) -> None:

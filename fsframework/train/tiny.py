@@ -204,6 +204,9 @@ def export(config: TinyConfig, directory: Path, denoiser: Any, autoencoder: Any)
         guidance_scale=config.evaluation.guidance_scale,
         num_processes=config.num_processes,
     )
+    ex.save_samples(
+        folder, FAMILIES[config.family].sampling, config.evaluation.num_steps, config.evaluation.guidance_scale
+    )
     ex.write_training_record(config, directory / "metrics.jsonl", evaluation, folder)
     for name in ("all", "trained", "held_out"):
         part = evaluation[name]
