@@ -192,13 +192,37 @@ def metrics() -> str:
     return table(("name", "unit", "better", "needs the reference", "what"), rows)
 
 
+def families() -> str:
+    """Every registered family: its classes, its blocks as they run, and how a step calls it."""
+    import fsframework.models  # noqa: F401  registers them
+    from fsframework.core import ADAPTERS
+
+    rows = []
+    for name, adapter in ADAPTERS.items():
+        if not adapter.__module__.startswith("fsframework."):
+            continue
+        lists = [f"`{facts.path}` ({facts.kind.value})" for facts in adapter.blocks]
+        order = " and ".join(lists) + " in turns" if adapter.interleaved else ", then ".join(lists)
+        guidance = {"batched": "one batch", "sequential": "a call per branch", "none": "one call"}[adapter.guidance]
+        if adapter.later_transformers:
+            guidance += "; two denoisers where the pipeline has them"
+        if adapter.extra_calls:
+            guidance += f"; also {', '.join(adapter.extra_calls)}"
+        pipelines = ", ".join(f"`{p.removesuffix('Pipeline')}`" for p in adapter.pipeline_classes)
+        classes = ", ".join(f"`{c}`" for c in adapter.transformer_classes)
+        rows.append((f"`{name}`", classes, pipelines, order, guidance))
+    return table(("family", "transformer", "pipelines (…Pipeline)", "blocks as they run", "guidance"), rows)
+
+
 def models() -> str:
     """The checkpoints with a name."""
     from fsframework.models.loading import checkpoints
 
     rows = []
     for name, (_, c) in sorted(checkpoints().items()):
-        sampling = f"{c.width} x {c.height}, {c.num_frames} frames, {c.num_steps} steps, guidance {c.guidance_scale:g}"
+        frames = f", {c.num_frames} frames" if c.num_frames else ""
+        size = f"{c.width} x {c.height}" if c.width else "the pipeline's size"
+        sampling = f"{size}{frames}, {c.num_steps} steps, guidance {c.guidance_scale:g}"
         source = f"`{c.source}`" if "/" in c.source else "in the package"
         rows.append((f"`{name}`", source, sampling, c.dtype))
     return table(("name", "source", "sampling", "dtype on a GPU"), rows)
@@ -261,6 +285,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "decisions": decisions,
     "parts": parts,
     "metrics": metrics,
+    "families": families,
     "models": models,
     "commands": commands,
 }

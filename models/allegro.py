@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
 
 
 @ADAPTERS.register("allegro")
@@ -17,7 +17,13 @@ class Allegro(ModelAdapter):
     transformer_classes = ("AllegroTransformer3DModel",)
     pipeline_classes = ("AllegroPipeline",)
     blocks = (
-        BlockList("transformer_blocks", Kind.JOINT, cross_attention="attn2", token_inputs=("image_rotary_emb",)),
+        BlockList(
+            "transformer_blocks",
+            Kind.JOINT,
+            cross_attention="attn2",
+            token_inputs=("image_rotary_emb",),
+            partial={Part.MLP: "video"},
+        ),
     )  # fmt: skip
     batched_inputs = (
         "hidden_states", "encoder_hidden_states", "timestep", "attention_mask", "encoder_attention_mask",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
 
 _5B = dict(num_attention_heads=48, num_layers=42, use_rotary_positional_embeddings=True)
 _15 = dict(
@@ -28,6 +28,7 @@ class CogVideoX(ModelAdapter):
             streams=("hidden_states", "encoder_hidden_states"),
             returns=("hidden_states", "encoder_hidden_states"),
             token_inputs=("image_rotary_emb",),
+            partial={Part.BLOCK: "video", Part.ATTENTION: "video", Part.MLP: "text+video"},
         ),
     )
     checkpoints = {

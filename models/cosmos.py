@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
 
 
 @ADAPTERS.register("cosmos")
@@ -29,6 +29,7 @@ class Cosmos(ModelAdapter):
             Kind.JOINT,
             cross_attention="attn2",
             token_inputs=("image_rotary_emb", "extra_pos_emb"),
+            partial={Part.MLP: "video"},
         ),
     )
     guidance = "sequential"

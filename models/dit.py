@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
 
 
 @ADAPTERS.register("dit")
@@ -16,7 +16,11 @@ class DiT(ModelAdapter):
 
     transformer_classes = ("DiTTransformer2DModel",)
     pipeline_classes = ("DiTPipeline",)
-    blocks = (BlockList("transformer_blocks", Kind.JOINT),)
+    blocks = (
+        BlockList(
+            "transformer_blocks", Kind.JOINT, partial={Part.BLOCK: "video", Part.ATTENTION: "video", Part.MLP: "video"}
+        ),
+    )
     batch_order = ("cond", "uncond")
     batched_inputs = ("hidden_states", "timestep", "class_labels")
     checkpoints = {

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
 
 
 @ADAPTERS.register("flux")
@@ -30,6 +30,7 @@ class Flux(ModelAdapter):
             streams=("hidden_states", "encoder_hidden_states"),
             returns=("encoder_hidden_states", "hidden_states"),
             attention="attn",
+            partial={Part.MLP: "video"},
         ),
         BlockList(
             "single_transformer_blocks",

@@ -25,18 +25,19 @@ class HiDream(ModelAdapter):
             Kind.JOINT,
             streams=("hidden_states", "encoder_hidden_states"),
             returns=("hidden_states", "encoder_hidden_states"),
-            attention=None,
-            mlp=None,
+            attention="block.attn1",
+            mlp="block.ff_i",
         ),
         BlockList(
             "single_stream_blocks",
             Kind.SINGLE,
-            attention=None,
-            mlp=None,
+            attention="block.attn1",
+            mlp="block.ff_i",
             concatenated=("hidden_states", "encoder_hidden_states"),
         ),
     )
     timestep_input = "timesteps"
+    batch_axes = {"encoder_hidden_states_llama3": 1}
     batched_inputs = (
         "hidden_states", "timesteps", "encoder_hidden_states_t5", "encoder_hidden_states_llama3", "pooled_embeds",
     )  # fmt: skip

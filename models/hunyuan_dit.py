@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
 
 
 @ADAPTERS.register("hunyuan-dit")
@@ -17,7 +17,14 @@ class HunyuanDiT(ModelAdapter):
     transformer_classes = ("HunyuanDiT2DModel",)
     pipeline_classes = ("HunyuanDiTPipeline", "HunyuanDiTControlNetPipeline")
     blocks = (
-        BlockList("blocks", Kind.JOINT, cross_attention="attn2", token_inputs=("image_rotary_emb",), kept_aside=True),
+        BlockList(
+            "blocks",
+            Kind.JOINT,
+            cross_attention="attn2",
+            token_inputs=("image_rotary_emb",),
+            kept_aside="blocks",
+            partial={Part.MLP: "video"},
+        ),
     )
     batched_inputs = (
         "hidden_states", "timestep", "encoder_hidden_states", "text_embedding_mask", "encoder_hidden_states_t5",

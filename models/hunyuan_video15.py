@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
 
 
 @ADAPTERS.register("hunyuan-video-1.5")
@@ -28,6 +28,7 @@ class HunyuanVideo15(ModelAdapter):
             returns=("hidden_states", "encoder_hidden_states"),
             attention="attn",
             token_inputs=("freqs_cis", "image_rotary_emb"),
+            partial={Part.MLP: "video"},
         ),
     )
     counted_live = True  # it sorts text tokens by their mask

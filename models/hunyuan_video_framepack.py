@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsframework.core import ADAPTERS, BlockList, Kind, ModelAdapter
+from fsframework.core import ADAPTERS, BlockList, Kind, ModelAdapter, Part
 
 
 @ADAPTERS.register("hunyuan-video-framepack")
@@ -29,6 +29,7 @@ class HunyuanVideoFramepack(ModelAdapter):
             returns=("hidden_states", "encoder_hidden_states"),
             attention="attn",
             token_inputs=("freqs_cis", "image_rotary_emb"),
+            partial={Part.MLP: "video"},
         ),
         BlockList(
             "single_transformer_blocks",

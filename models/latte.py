@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
 
 
 @ADAPTERS.register("latte")
@@ -21,8 +21,19 @@ class Latte(ModelAdapter):
     transformer_classes = ("LatteTransformer3DModel",)
     pipeline_classes = ("LattePipeline",)
     blocks = (
-        BlockList("transformer_blocks", Kind.SPATIAL, cross_attention="attn2", fold="frames"),
-        BlockList("temporal_transformer_blocks", Kind.TEMPORAL, fold="tokens"),
+        BlockList(
+            "transformer_blocks",
+            Kind.SPATIAL,
+            cross_attention="attn2",
+            fold="frames",
+            partial={Part.BLOCK: "video", Part.ATTENTION: "video", Part.CROSS_ATTENTION: "video", Part.MLP: "video"},
+        ),
+        BlockList(
+            "temporal_transformer_blocks",
+            Kind.TEMPORAL,
+            fold="tokens",
+            partial={Part.BLOCK: "video", Part.ATTENTION: "video", Part.MLP: "video"},
+        ),
     )
     interleaved = True
     pipeline_arguments = {"num_frames": "video_length"}

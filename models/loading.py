@@ -59,8 +59,10 @@ def _no_adapter(target: Any) -> str:
         )
     draft = draft_adapter(transformer, None if bare else target)
     return (
-        f"no adapter for {name}" + (f" (its modules: {inside})" if inside else "") + f". "
-        f"{nearest(_class_name(transformer), sorted(classes))} To add the family, save this as one file, check what it says "
+        f"no adapter for {name}"
+        + (f" (its modules: {inside})" if inside else "")
+        + f"; {len(classes)} transformer classes "
+        f"have one (`fsf list models`). To add the family, save this as one file, check what it says "
         f"to check, and name it under `plugins:` of a run (or import it before fsf.reuse); to ship it, put it in models/:\n\n"
         f"{draft}"
     )

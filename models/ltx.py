@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
 
 
 @ADAPTERS.register("ltx-video")
@@ -17,7 +17,13 @@ class LTXVideo(ModelAdapter):
     transformer_classes = ("LTXVideoTransformer3DModel",)
     pipeline_classes = ("LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline")
     blocks = (
-        BlockList("transformer_blocks", Kind.JOINT, cross_attention="attn2", token_inputs=("image_rotary_emb",)),
+        BlockList(
+            "transformer_blocks",
+            Kind.JOINT,
+            cross_attention="attn2",
+            token_inputs=("image_rotary_emb",),
+            partial={Part.MLP: "video"},
+        ),
     )  # fmt: skip
     batched_inputs = (
         "hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask", "video_coords",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
 
 
 @ADAPTERS.register("ltx-2")
@@ -28,6 +28,7 @@ class LTX2(ModelAdapter):
             returns=("hidden_states", "audio_hidden_states"),
             cross_attention="attn2",
             token_inputs=("video_rotary_emb", "ca_video_rotary_emb"),
+            partial={Part.MLP: "video"},
         ),
     )
     batched_inputs = (

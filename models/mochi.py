@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
 
 
 @ADAPTERS.register("mochi")
@@ -23,6 +23,7 @@ class Mochi(ModelAdapter):
             streams=("hidden_states", "encoder_hidden_states"),
             returns=("hidden_states", "encoder_hidden_states"),
             token_inputs=("image_rotary_emb",),
+            partial={Part.MLP: "video"},
         ),
     )
     batched_inputs = ("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask")

@@ -23,12 +23,24 @@ class OpenSora(ModelAdapter):
     pipeline_classes = ("OpenSoraPipeline",)
     pipeline_module = "fsframework.models.opensora_1_2"
     blocks = (
-        BlockList("spatial_blocks", Kind.SPATIAL, attention="attn", cross_attention="cross_attn", mlp="mlp"),
         BlockList(
-            "temporal_blocks", Kind.TEMPORAL, attention="attn", cross_attention="cross_attn", mlp="mlp",
-            token_inputs=("rotary",),
+            "spatial_blocks",
+            Kind.SPATIAL,
+            attention="attn",
+            cross_attention="cross_attn",
+            mlp="mlp",
+            partial={Part.CROSS_ATTENTION: "video", Part.MLP: "video"},
         ),
-    )  # fmt: skip
+        BlockList(
+            "temporal_blocks",
+            Kind.TEMPORAL,
+            attention="attn",
+            cross_attention="cross_attn",
+            mlp="mlp",
+            token_inputs=("rotary",),
+            partial={Part.CROSS_ATTENTION: "video", Part.MLP: "video"},
+        ),
+    )
     interleaved = True
     batch_order = ("cond", "uncond")
     latent_input = "x"

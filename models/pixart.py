@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
 
 
 @ADAPTERS.register("pixart")
@@ -16,7 +16,14 @@ class PixArt(ModelAdapter):
 
     transformer_classes = ("PixArtTransformer2DModel",)
     pipeline_classes = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
-    blocks = (BlockList("transformer_blocks", Kind.JOINT, cross_attention="attn2"),)
+    blocks = (
+        BlockList(
+            "transformer_blocks",
+            Kind.JOINT,
+            cross_attention="attn2",
+            partial={Part.BLOCK: "video", Part.ATTENTION: "video", Part.CROSS_ATTENTION: "video", Part.MLP: "video"},
+        ),
+    )
     batched_inputs = (
         "hidden_states", "encoder_hidden_states", "timestep", "added_cond_kwargs", "encoder_attention_mask",
     )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
 
 
 @ADAPTERS.register("qwen-image")
@@ -31,6 +31,7 @@ class QwenImage(ModelAdapter):
             returns=("encoder_hidden_states", "hidden_states"),
             attention="attn",
             mlp="img_mlp",
+            partial={Part.MLP: "video"},
         ),
     )
     guidance = "sequential"

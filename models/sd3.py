@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
 
 
 @ADAPTERS.register("sd3")
@@ -29,6 +29,7 @@ class StableDiffusion3(ModelAdapter):
             streams=("hidden_states", "encoder_hidden_states"),
             returns=("encoder_hidden_states", "hidden_states"),
             attention="attn",
+            partial={Part.BLOCK: "video", Part.ATTENTION: "video", Part.MLP: "video"},
         ),
     )
     extra_calls = ("skip_layers",)

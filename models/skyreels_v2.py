@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
 
 
 @ADAPTERS.register("skyreels-v2")
@@ -19,7 +19,16 @@ class SkyReelsV2(ModelAdapter):
 
     transformer_classes = ("SkyReelsV2Transformer3DModel",)
     pipeline_classes = ("SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline")
-    blocks = (BlockList("blocks", Kind.JOINT, cross_attention="attn2", mlp="ffn", token_inputs=("rotary_emb",)),)
+    blocks = (
+        BlockList(
+            "blocks",
+            Kind.JOINT,
+            cross_attention="attn2",
+            mlp="ffn",
+            token_inputs=("rotary_emb",),
+            partial={Part.BLOCK: "video", Part.ATTENTION: "video", Part.CROSS_ATTENTION: "video", Part.MLP: "video"},
+        ),
+    )
     guidance = "sequential"
     batch_order = ("cond", "uncond")
     batched_inputs = ("hidden_states", "encoder_hidden_states", "encoder_hidden_states_image", "timestep")

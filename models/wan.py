@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
 
 _1_3B = dict(num_attention_heads=12, ffn_dim=8960, num_layers=30)
 _14B = dict(num_attention_heads=40, ffn_dim=13824, num_layers=40)
@@ -25,7 +25,16 @@ class Wan(ModelAdapter):
     pipeline_classes = ("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline")
     later_transformers = ("transformer_2",)
     boundary = "boundary_ratio"
-    blocks = (BlockList("blocks", Kind.JOINT, cross_attention="attn2", mlp="ffn", token_inputs=("rotary_emb",)),)
+    blocks = (
+        BlockList(
+            "blocks",
+            Kind.JOINT,
+            cross_attention="attn2",
+            mlp="ffn",
+            token_inputs=("rotary_emb",),
+            partial={Part.BLOCK: "video", Part.ATTENTION: "video", Part.CROSS_ATTENTION: "video", Part.MLP: "video"},
+        ),
+    )
     guidance = "sequential"
     batch_order = ("cond", "uncond")
     batched_inputs = ("hidden_states", "encoder_hidden_states", "encoder_hidden_states_image", "timestep")

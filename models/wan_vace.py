@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
 
 
 @ADAPTERS.register("wan-vace")
@@ -33,7 +33,14 @@ class WanVACE(ModelAdapter):
             token_inputs=("rotary_emb",),
             kept_aside=True,
         ),
-        BlockList("blocks", Kind.JOINT, cross_attention="attn2", mlp="ffn", token_inputs=("rotary_emb",)),
+        BlockList(
+            "blocks",
+            Kind.JOINT,
+            cross_attention="attn2",
+            mlp="ffn",
+            token_inputs=("rotary_emb",),
+            partial={Part.BLOCK: "video", Part.ATTENTION: "video", Part.CROSS_ATTENTION: "video", Part.MLP: "video"},
+        ),
     )
     guidance = "sequential"
     batch_order = ("cond", "uncond")

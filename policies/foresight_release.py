@@ -68,6 +68,11 @@ class ForesightRelease(ReusePolicy[ReleaseState]):
                 f"foresight_release needs a warmup of at least 2 steps to measure a change; warmup={self.warmup}"
             )
 
+    @property
+    def jumps(self) -> bool:
+        """An adaptive step jumps over the prefix of safe layers."""
+        return True
+
     def start(self, run: Run) -> ReleaseState:
         """Number the layers: pairs where temporal blocks exist, else blocks."""
         if self.warmup > run.num_steps:

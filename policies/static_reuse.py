@@ -57,6 +57,11 @@ class StaticReuse(ReusePolicy[StaticState]):
                 f"least one recompute"
             )
 
+    @property
+    def jumps(self) -> bool:
+        """With output storage a reuse step jumps over the whole range."""
+        return self.storage == "output"
+
     def start(self, run: Run) -> StaticState:
         """Check the range against the model."""
         last = len(run.sites) - 1 if self.last_block is None else self.last_block

@@ -6,13 +6,15 @@ import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import diffusers
 import torch
 from torch import Tensor, nn
 
-from fsframework.core import BlockList, Kind, ModelAdapter, ReuseEngine, ReusePolicy
+from fsframework.core import BlockList, Kind, ModelAdapter, Part, ReuseEngine, ReusePolicy
+from fsframework.core.adapter import rows_of, stacked
 
 Script = Callable[[int, float], float]
 """(block, timestep) -> the number a scripted block outputs everywhere."""
@@ -89,7 +91,11 @@ class ToyAdapter(ModelAdapter):
     """For both toy models; not registered, so it stays out of the contract suites over real families."""
 
     transformer_classes = ("ScriptedDiT", "SmoothDiT")
-    blocks = (BlockList("transformer_blocks", Kind.JOINT),)
+    blocks = (
+        BlockList(
+            "transformer_blocks", Kind.JOINT, partial={Part.BLOCK: "video", Part.ATTENTION: "video", Part.MLP: "video"}
+        ),
+    )
     batched_inputs = ("hidden_states", "timestep")
 
     def gate(self, part: Any, block: nn.Module, arguments: Any) -> tuple[Tensor]:
@@ -160,7 +166,7 @@ class Loop:
         """The final latent of one prompt batch. `sequential`: one forward per guidance branch."""
         inputs = self.adapter.example_inputs(self.model, 2 * batch, torch.Generator().manual_seed(seed))
         name = self.adapter.latent_input
-        latent: Tensor = inputs.pop(name)[:batch]
+        latent = stacked(inputs.pop(name)[:batch])
         self.scheduler.set_timesteps(num_steps)
         for t in self.scheduler.timesteps:
             if sequential:
@@ -168,12 +174,14 @@ class Loop:
                 parts = []
                 for i, branch in enumerate(self.adapter.batch_order):
                     rows = slice(i * batch, (i + 1) * batch)
+                    own = {
+                        k: rows_of(v, rows, self.adapter.batch_axes.get(k, 0))
+                        if k in self.adapter.batched_inputs
+                        else v
+                        for k, v in inputs.items()
+                    }
                     with session.branch(branch):
-                        parts.append(
-                            self._call(
-                                latent, t, {k: v[rows] if isinstance(v, Tensor) else v for k, v in inputs.items()}
-                            )
-                        )
+                        parts.append(self._call(latent, t, own))
                 prediction = torch.cat(parts)
             else:
                 prediction = self._call(torch.cat([latent, latent]), t, inputs)
@@ -184,13 +192,20 @@ class Loop:
 
     @torch.no_grad()
     def _call(self, latent: Tensor, t: Tensor, inputs: dict[str, Any]) -> Tensor:
-        arguments = {
-            self.adapter.latent_input: latent,
-            self.adapter.timestep_input: t.expand(latent.shape[0]).to(latent.dtype if t.is_floating_point() else t.dtype),
+        return stacked(self.model(**self.arguments(latent, t, inputs), return_dict=False)[0])
+
+    @cached_property
+    def _takes_lists(self) -> bool:
+        example = self.adapter.example_inputs(self.model, 1, torch.Generator().manual_seed(0))
+        return not isinstance(example[self.adapter.latent_input], Tensor)
+
+    def arguments(self, latent: Tensor | list[Tensor], t: Tensor, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What the model is called with: the latent as one tensor or as a list of samples, as the family takes it."""
+        return {
+            self.adapter.latent_input: list(latent) if self._takes_lists else latent,
+            self.adapter.timestep_input: t.expand(len(latent)).to(latent[0].dtype),
             **inputs,
         }
-        output: Tensor = self.model(**arguments, return_dict=False)[0]
-        return output
 
 
 def _like(prediction: Tensor, latent: Tensor) -> Tensor:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from fsframework.core.policy import ReusePolicy
 
 
+Tokens = Literal["video", "text+video", "video+text"]
+"""What a sub-module's input holds along its token axis, in order."""
+
+
 @dataclass(frozen=True)
 class BlockList:
     """One `nn.ModuleList` of transformer blocks: how it is called and what it gives back."""
@@ -32,18 +36,21 @@ class BlockList:
     attention: str | None = "attn1"
     cross_attention: str | None = None
     mlp: str | None = "ff"
-    """Sub-module names inside a block; None where it has none."""
+    """Sub-module names inside a block, dotted where they lie deeper; None where it has none."""
     fold: Literal["frames", "tokens"] | None = None
     """Which axis is folded into the batch, if one is: [(B F), N, C] or [(B N), F, C]."""
     token_inputs: tuple[str, ...] = ()
     """Other arguments with one row per video token (rotary tables), cut along with the tokens for `Partial`."""
+    partial: Mapping[Part, Tokens] = field(default_factory=dict)
+    """What can run on some of the video tokens (`Partial`): the block, or a sub-module by what tokens its input holds.
+    What is not named is refused: a mask or table for all tokens, or a convolution over them, would be wrong."""
     concatenated: tuple[str, ...] = ()
     """The names that the one stream joins along the token axis, in order: a single-stream block after joint ones, whose
     `hidden_states` is ("encoder_hidden_states", "hidden_states"). Regions see the streams apart again."""
-    kept_aside: bool = False
-    """True: the model also keeps these blocks' outputs for later (U-shaped skips, control hints). Each block can be
-    reused by itself; passing over several, as regions and jumps do, would leave the kept ones wrong and is refused, and
-    dead blocks are run all the same."""
+    kept_aside: bool | Literal["blocks"] = False
+    """True: the model also keeps these blocks' outputs for later (control hints). Each block can be reused by itself;
+    passing over several, as regions and jumps do, would leave the kept ones wrong and is refused, and dead blocks are run
+    all the same. "blocks": later blocks alone read them (U-shaped skips), so passing over up to the last block is right."""
 
     def submodule(self, part: Part) -> str | None:
         """The attribute name of a sub-module part."""
@@ -115,7 +122,10 @@ class ModelAdapter:
     latent_input: ClassVar[str] = "hidden_states"
     timestep_input: ClassVar[str] = "timestep"
     batched_inputs: ClassVar[tuple[str, ...]] = ("hidden_states", "encoder_hidden_states", "timestep")
-    """Arguments of the transformer's forward with one row per sample, cut when one guidance half runs alone."""
+    """Arguments of the transformer's forward with one row per sample, cut when one guidance half runs alone: tensors, and
+    lists and dictionaries of them."""
+    batch_axes: ClassVar[Mapping[str, int]] = {}
+    """Which axis of such an argument counts the samples, where it is not the first."""
     contexts: ClassVar[Mapping[str, str]] = {"cond": "cond", "uncond": "uncond", "cond_uncond": "joint"}
     """diffusers' `cache_context` name -> branch."""
     pipeline_arguments: ClassVar[Mapping[str, str]] = {}
@@ -153,7 +163,7 @@ class ModelAdapter:
         a block's modulated input, say, needs no second run of the embedding.
         """
         if name == "latent":
-            value: Tensor = arguments[self.latent_input]
+            value: Tensor = stacked(arguments[self.latent_input])
             return value
         raise ValueError(f"{type(self).__name__} has no probe {name!r}. {nearest(name, ['latent'])}")
 
@@ -274,7 +284,7 @@ class BoundModel:
         n = len(self.blocks)
         sites: list[Site] = []
         name = type(policy).__name__
-        if Part.TRUNK in policy.parts:
+        if Part.TRUNK in policy.parts or policy.jumps:
             self.check_passable(0, n, name)
         if Part.MODEL in policy.parts:
             sites.append(self.model_site())
@@ -306,7 +316,7 @@ class BoundModel:
     def check_passable(self, start: int, stop: int, policy: str) -> None:
         """Raise if blocks start..stop-1 can not be passed over as a whole, because the model keeps outputs of theirs."""
         for block in self.blocks[start:stop] if stop - start > 1 else ():
-            if block.facts.kept_aside:
+            if block.facts.kept_aside and not (block.facts.kept_aside == "blocks" and stop == len(self.blocks)):
                 raise ValueError(
                     f"{policy} passes over several blocks at once, but {type(self.transformer).__name__} also keeps the "
                     f"outputs of {block.facts.path!r} for later, so what it would read there is wrong. Use a policy that "
@@ -397,6 +407,22 @@ class LoadedModel:
         return frames.permute(0, 2, 3, 1).to("cpu", torch.float32).clamp(0, 1)
 
 
+def stacked(latent: Any) -> Tensor:
+    """A latent as one tensor; some families take a list with one for each sample."""
+    return latent if isinstance(latent, Tensor) else torch.stack(list(latent))
+
+
+def rows_of(value: Any, rows: slice, axis: int = 0) -> Any:
+    """Some samples of an argument: of a tensor along `axis`, of a list its elements, of a dictionary each value's."""
+    if isinstance(value, Tensor):
+        return value if value.ndim <= axis else value[(*[slice(None)] * axis, rows)]
+    if isinstance(value, (list, tuple)):
+        return value[rows]
+    if isinstance(value, Mapping):
+        return {name: rows_of(entry, rows, axis) for name, entry in value.items()}
+    return value
+
+
 def _get_path(module: nn.Module, path: str) -> Any:
     found: Any = module
     for name in path.split("."):
@@ -414,8 +440,8 @@ def _check_block(facts: BlockList, block: nn.Module) -> list[str]:
             )
     if sorted(facts.returns) != sorted(facts.streams):
         wrong.append(f"{facts.path}: returns {facts.returns} are not the streams {facts.streams}")
-    children = [name for name, _ in block.named_children()]
+    children = [name for name, _ in block.named_modules() if name]
     for child in (facts.attention, facts.cross_attention, facts.mlp):
-        if child is not None and getattr(block, child, None) is None:
+        if child is not None and _get_path(block, child) is None:
             wrong.append(f"{facts.path}: no sub-module {child!r} in {type(block).__name__}. {nearest(child, children)}")
     return wrong

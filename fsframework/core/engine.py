@@ -197,7 +197,7 @@ class ReuseEngine:
             for part_site in [s for s in self.sites if s.part.inside_block and s.start == index]:
                 name = block.facts.submodule(part_site.part)
                 assert name is not None
-                part = getattr(block.module, name)
+                part = block.module.get_submodule(name)
                 self._put_in(part, wrap.block_wrapper(part), active, PartKey(key, part_site))
         scheduler = self._clock.open()
         if scheduler is not None:
@@ -331,7 +331,7 @@ class ReuseEngine:
         trace = video.trace
         if trace.count_flops is None:
             self._prepare_count(trace, args, kwargs)
-        self.bound.num_samples = arguments[self.bound.adapter.latent_input].shape[0]
+        self.bound.num_samples = len(arguments[self.bound.adapter.latent_input])
         if branch not in video.states:
             run = Run(len(trace.timesteps), trace.timesteps, self.sites, branch, self._run_facts(arguments))
             video.states[branch], video.runs[branch] = self.policy.start(run), run
@@ -477,7 +477,8 @@ class ReuseEngine:
 
     def _run_facts(self, arguments: Mapping[str, Any]) -> dict[str, object]:
         latent = arguments[self.bound.adapter.latent_input]
-        return {"device": latent.device, "latent_shape": tuple(latent.shape), **self._facts}
+        shape = (len(latent), *latent[0].shape)
+        return {"device": latent[0].device, "latent_shape": shape, **self._facts}
 
     def _warn(self, key: str, message: str) -> None:
         if key not in self._warned:

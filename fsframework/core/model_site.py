@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fsframework.core.adapter import rows_of, stacked
 from fsframework.core.decision import Forecast, Recompute, Reuse, Synthesize
 from fsframework.core.site import Branch
 from fsframework.core.trace import FORECAST, RECOMPUTE, REUSE, SYNTHESIZE
@@ -38,7 +39,7 @@ class ModelCall:
         self._args = args
         self._kwargs = kwargs
         self._arguments = arguments
-        self._latent: Tensor = arguments[engine.bound.adapter.latent_input]
+        self._latent = stacked(arguments[engine.bound.adapter.latent_input])
         self._row = -1
 
     def run(self) -> Any:
@@ -103,9 +104,9 @@ class ModelCall:
         first = order.index(other) == 0
         rows = slice(0, batch // 2) if first else slice(batch // 2, batch)
         cut = {
-            name: value[rows]
+            name: rows_of(self._arguments[name], rows, adapter.batch_axes.get(name, 0))
             for name in adapter.batched_inputs
-            if isinstance(value := self._arguments.get(name), Tensor)
+            if name in self._arguments
         }
         args = tuple(cut.get(name, value) for name, value in zip(positions(self._model), self._args))
         kwargs = {name: cut.get(name, value) for name, value in self._kwargs.items()}
@@ -124,8 +125,7 @@ class ModelCall:
         self._engine.output_types[self._plain] = type(output)
         if isinstance(output, Tensor):
             return output
-        prediction: Tensor = output[0] if isinstance(output, tuple) else next(iter(output.values()))
-        return prediction
+        return stacked(output[0] if isinstance(output, tuple) else next(iter(output.values())))
 
     @property
     def _plain(self) -> bool:
@@ -133,11 +133,13 @@ class ModelCall:
 
     def _as_output(self, prediction: Tensor, like: Any = None) -> Any:
         kind = self._engine.output_types[self._plain] if like is None else type(like)
+        per_sample = not isinstance(self._arguments[self._engine.bound.adapter.latent_input], Tensor)
+        value: Any = list(prediction.unbind()) if per_sample else prediction
         if kind is Tensor:
             return prediction
         if kind is tuple:
-            return (prediction, *(like or ())[1:])
-        return kind(prediction)
+            return (value, *(like or ())[1:])
+        return kind(value)
 
 
 def _padded(latent: Tensor, prediction: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from fsframework.core.decision import RECOMPUTE as DO_RECOMPUTE
 from fsframework.core.decision import Blend, Forecast, Partial, Recompute, Reuse
 from fsframework.core.keys import PartKey
 from fsframework.core.site import Site, State
-from fsframework.core.tokens import cut_first, cut_tables, put_tokens
+from fsframework.core.tokens import check_partial, cut_first, cut_tables, put_tokens
 from fsframework.core.trace import BLEND, FORECAST, PARTIAL, RECOMPUTE, REUSE
-from fsframework.core.wrap import Slot
+from fsframework.core.wrap import Slot, positions
 
 if TYPE_CHECKING:
     from fsframework.core.visit import ForwardRecord
@@ -52,13 +52,16 @@ def visit_part(
     if isinstance(decision, Partial):
         entry = record.last(site)
         assert entry is not None
-        num_tokens, args, kwargs = cut_first(args, kwargs, decision.index)
-        cut_tables(kwargs, key.block.bound.facts.token_inputs, decision.index, site)
+        facts = key.block.bound.facts
+        order = check_partial(facts, site, type(policy).__name__)
+        num_video = _num_video_tokens(record)
+        args, kwargs = cut_tables(args, kwargs, positions(module), facts.token_inputs, decision.index, num_video, site)
+        index, num_tokens, args, kwargs = cut_first(args, kwargs, decision.index, order, num_video)
         fresh = _as_state(slot.call(module, args, kwargs))
         old = _ungated(entry.value, gate)
-        # The index counts the first stream's tokens; what else comes back (text) is fresh as a whole.
-        merged = (put_tokens(old[0], fresh[0], decision.index), *fresh[1:])
-        record.amend(row, PARTIAL, record.step.index - entry.step, decision.index.shape[-1] / num_tokens)
+        # The index counts the first tensor's tokens; what else comes back (text) is fresh as a whole.
+        merged = (put_tokens(old[0], fresh[0], index), *fresh[1:])
+        record.amend(row, PARTIAL, record.step.index - entry.step, index.shape[-1] / num_tokens)
         record.store(site, _gated(merged, gate), None)
         return _as_output(merged)
     if not isinstance(decision, (Recompute, Blend)):
@@ -75,6 +78,12 @@ def visit_part(
         return output
     blended = tuple(decision.weight * f + (1 - decision.weight) * c for f, c in zip(fresh, entry.value))
     return _as_output(_ungated(blended, gate))
+
+
+def _num_video_tokens(record: ForwardRecord) -> int:
+    assert record.block is not None
+    block, args, kwargs = record.block
+    return block.streams(args, kwargs)[0].shape[1]
 
 
 def _gate(record: ForwardRecord, key: PartKey, site: Site) -> Gates:

@@ -100,6 +100,12 @@ class ReusePolicy(ABC, Generic[S]):
     """With output storage, a reused block throws away what the blocks before it computed in that step. `True` lets the
     engine not run them; `decide` is then asked for all blocks at the start of the forward."""
 
+    @property
+    def jumps(self) -> bool:
+        """Whether `decide` may answer `Reuse(through=...)` a later block. Not every model can be jumped over; with this
+        it is found out at the session's start and not in the middle of a video."""
+        return False
+
     differentiable: ClassVar[bool] = False
     """Whether the policy works under autograd (`Blend`). Others are bypassed, with a warning, when gradients are on."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from fsframework.core.adapter import BlockList, Tokens
 from fsframework.core.site import Site
 
 
@@ -25,28 +27,81 @@ def put_tokens(whole: Tensor, few: Tensor, index: Tensor) -> Tensor:
 
 
 def cut_first(
-    args: tuple[Any, ...], kwargs: dict[str, Any], index: Tensor
-) -> tuple[int, tuple[Any, ...], dict[str, Any]]:
-    """A sub-module's arguments with only some tokens of its first [B, N, C] tensor, and that N."""
+    args: tuple[Any, ...], kwargs: dict[str, Any], index: Tensor, order: Tokens, num_video: int
+) -> tuple[Tensor, int, tuple[Any, ...], dict[str, Any]]:
+    """A sub-module's arguments with only some tokens of its first [B, N, C] tensor.
+
+    `index` counts video tokens, of which there are `num_video`; all text tokens beside them stay. Gives the index along
+    the input's own token axis, its N, and the arguments.
+    """
     listed, named = list(args), dict(kwargs)
-    for i, value in enumerate(listed):
+    places: list[tuple[int | str, Any]] = [*enumerate(listed), *named.items()]
+    for place, value in places:
         if isinstance(value, Tensor) and value.ndim == 3:
-            listed[i] = take_tokens(value, index)
-            return value.shape[1], tuple(listed), named
-    for name, value in named.items():
-        if isinstance(value, Tensor) and value.ndim == 3:
-            named[name] = take_tokens(value, index)
-            return value.shape[1], tuple(listed), named
+            num_tokens = value.shape[1]
+            own = _with_text(index, order, num_video, num_tokens - num_video)
+            if isinstance(place, int):
+                listed[place] = take_tokens(value, own)
+            else:
+                named[place] = take_tokens(value, own)
+            return own, num_tokens, tuple(listed), named
     raise ValueError("Partial needs a sub-module with a [B, N, C] input")
 
 
-def cut_tables(kwargs: dict[str, Any], names: Iterable[str], index: Tensor, site: Site) -> None:
-    """Cut, in place of the dictionary, the tables with one row per token (rotary embeddings)."""
+def _with_text(index: Tensor, order: Tokens, num_video: int, num_text: int) -> Tensor:
+    if order == "video" or num_text == 0:
+        return index
+    first = 0 if order == "text+video" else num_video
+    text = torch.arange(first, first + num_text, device=index.device).expand(*index.shape[:-1], num_text)
+    return torch.cat([text, index + num_text] if order == "text+video" else [index, text], dim=-1)
+
+
+def cut_tables(
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    where: Mapping[str, int],
+    names: Iterable[str],
+    index: Tensor,
+    num_video: int,
+    site: Site,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments with only some rows of the tables that have one per video token (rotary embeddings).
+
+    `where` is the position of each argument by name. A table's token axis is the first of the right size.
+    """
+    listed, named = list(args), dict(kwargs)
     for name in names:
-        if kwargs.get(name) is None:
+        position = where.get(name, len(listed))
+        table = named.get(name) if name in named else listed[position] if position < len(listed) else None
+        if table is None:
             continue
         if index.ndim != 1:
             raise ValueError(
                 f"{site} has a table per token ({name}): Partial needs the same tokens for the whole batch"
             )
-        kwargs[name] = tuple(table.index_select(0, index) for table in kwargs[name])
+        cut = _cut_table(table, index, num_video)
+        if name in named:
+            named[name] = cut
+        else:
+            listed[position] = cut
+    return tuple(listed), named
+
+
+def _cut_table(table: Any, index: Tensor, num_video: int) -> Any:
+    if isinstance(table, (tuple, list)):
+        return type(table)(_cut_table(part, index, num_video) for part in table)
+    if isinstance(table, Tensor) and num_video in table.shape:
+        return table.index_select(table.shape.index(num_video), index)
+    return table
+
+
+def check_partial(facts: BlockList, site: Site, policy: str) -> Tokens:
+    """What tokens the site's input holds; an error where it can not run on some of them."""
+    order = facts.partial.get(site.part)
+    if order is None:
+        able = ", ".join(part.value for part in facts.partial) or "no part of it"
+        raise ValueError(
+            f"{policy}.decide({site}) gave Partial, but the {site.part.value} of {facts.path!r} can not run on some tokens "
+            f"(possible: {able}). If it can, its adapter says so in BlockList.partial."
+        )
+    return order

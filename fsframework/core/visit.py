@@ -17,7 +17,7 @@ from fsframework.core.meter import Meter
 from fsframework.core.part_visit import visit_part
 from fsframework.core.policy import ReusePolicy
 from fsframework.core.site import Part, Run, Site, State, Step
-from fsframework.core.tokens import cut_tables, put_tokens, take_tokens
+from fsframework.core.tokens import check_partial, cut_tables, put_tokens, take_tokens
 from fsframework.core.trace import BLEND, ELIMINATED, FORECAST, PARTIAL, RECOMPUTE, REUSE
 from fsframework.core.wrap import Slot
 
@@ -51,7 +51,8 @@ class ForwardRecord:
         self._trace = engine.recording
         self._residual_sites = engine.residual_sites
         self._observes = type(engine.policy).observe is not ReusePolicy.observe
-        self._streams: State = (arguments[engine.bound.adapter.latent_input],)
+        latent = arguments[engine.bound.adapter.latent_input]
+        self._streams: State = (latent,) if isinstance(latent, Tensor) else tuple(latent)
         self._held: dict[Site, list[tuple[str, Tensor | float]]] = {}
         self._planning: Site | None = None
         self._row = -1
@@ -271,10 +272,15 @@ class ForwardRecord:
                 residual = site in self._residual_sites
                 return tuple(x + r for x, r in zip(streams, forecast)) if residual else forecast
         elif isinstance(decision, Partial):
+            facts = key.bound.facts
+            check_partial(facts, site, type(self._policy).__name__)
             entry = self.last(site)
             if entry is not None:
-                few, kwargs = (take_tokens(streams[0], decision.index), *streams[1:]), dict(kwargs)
-                cut_tables(kwargs, key.bound.facts.token_inputs, decision.index, site)
+                few = (take_tokens(streams[0], decision.index), *streams[1:])
+                where = self.engine.block_positions(key.index)
+                args, kwargs = cut_tables(
+                    args, kwargs, where, facts.token_inputs, decision.index, streams[0].shape[1], site
+                )
                 self._suspended = True  # sub-modules see some tokens only: nothing of it may enter their caches
                 fresh = key.pack(slot.call(module, *key.replace(args, kwargs, few)))
                 self._suspended = False

@@ -137,7 +137,7 @@ def _values(bound: BoundModel, arguments: Mapping[str, Any]) -> tuple[dict[Site,
     for index, block in enumerate(bound.blocks):
         hooks.append(block.module.register_forward_hook(note(bound.block_site(index))))
         for inner in bound.part_sites(index, frozenset(Part)):
-            module = getattr(block.module, block.facts.submodule(inner.part) or "")
+            module = block.module.get_submodule(block.facts.submodule(inner.part) or "")
             hooks.append(module.register_forward_hook(note(inner)))
     try:
         with torch.no_grad():

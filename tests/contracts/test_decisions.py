@@ -268,7 +268,7 @@ def test_half_of_a_guidance_batch_is_made_from_the_other_half():
         expected = alone[1](alone[0](x[1:], torch.ones(1)), torch.ones(1))
     assert torch.allclose(out[1:], expected, atol=1e-6)
     assert torch.equal(out[:1], -out[1:])
-    assert session.trace.forwards == [(0, "joint", 1.0), (1, "cond", 0.5)]
+    assert session.trace.forwards == [(0, "joint", 1.0, ""), (1, "cond", 0.5, "")]
     full, executed = session.summary()["flops_full"], session.summary()["flops_executed"]
     assert executed / full == pytest.approx(0.75)
 

@@ -10,6 +10,7 @@ import torch
 from toys import Loop, count_host_reads, tiny_transformer
 
 from fsframework.core import Part, Partial, Recompute, Reuse, ReuseEngine, ReusePolicy
+from fsframework.core.adapter import stacked
 from fsframework.core.review import ReuseWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore::fsframework.core.review.ReuseWarning")
@@ -39,6 +40,34 @@ class EverySecond(ReusePolicy):
         return Reuse() if call.step.index % 2 else Recompute()
 
 
+@dataclass(frozen=True)
+class NeverInside(Never):
+    """For models that keep outputs aside, which have no regions."""
+
+    parts = frozenset(part for part in Part if part not in (Part.TRUNK, Part.SPAN))
+
+
+def keeps_aside(loop):
+    return any(facts.kept_aside for facts in loop.adapter.blocks)
+
+
+def never(loop, **options):
+    return (NeverInside if keeps_aside(loop) else Never)(**options)
+
+
+def is_even(loop):
+    """Whether all blocks give equally many bytes (the last one of SD3 gives no text)."""
+    sizes = set()
+
+    class Weigh(EverySecond):
+        def observe(self, state, call, site, fresh, cached):
+            sizes.add(sum(t.nbytes for t in fresh))
+
+    with session(loop, Weigh()):
+        loop(num_steps=1)
+    return len(sizes) == 1
+
+
 def session(loop, policy, **options):
     return ReuseEngine(loop.adapter.bind(loop.model), policy, scheduler=lambda: loop.scheduler, **options)
 
@@ -46,7 +75,7 @@ def session(loop, policy, **options):
 @pytest.mark.parametrize("storage", ["output", "residual"])
 def test_recomputing_everything_is_bit_identical_before_during_and_after(loop, storage):
     before = loop()
-    with session(loop, Never(storage=storage)) as s:
+    with session(loop, never(loop, storage=storage)) as s:
         during = loop()
     assert torch.equal(before, during)
     assert torch.equal(before, loop())
@@ -74,7 +103,8 @@ def test_full_compute_dispatches_not_one_operation_more_than_the_bare_model(loop
     bare = count()
     with session(loop, FullCompute()):
         # One empty tensor on the meta device per argument of the first forward, for the FLOP count.
-        assert count() - bare <= 8
+        if not loop.adapter.counted_live:
+            assert count() - bare <= 16
 
 
 def test_nothing_of_the_session_is_left_on_the_model(loop):
@@ -84,7 +114,7 @@ def test_nothing_of_the_session_is_left_on_the_model(loop):
 
     loop()
     before = attributes()
-    with session(loop, Never()) as s:
+    with session(loop, never(loop)) as s:
         loop()
         assert s.trace.step
     assert attributes() == before
@@ -168,14 +198,13 @@ def test_unnamed_sequential_guidance_is_an_error_that_says_how_to_name_the_branc
     with session(loop, EverySecond()), pytest.raises(RuntimeError, match=r'session.branch\("cond"\)'):
         inputs = loop.adapter.example_inputs(loop.model, 1, torch.Generator().manual_seed(0))
         loop.scheduler.set_timesteps(3)
-        for _ in range(2):
-            loop._call(inputs[loop.adapter.latent_input], loop.scheduler.timesteps[0], {
-                k: v for k, v in inputs.items() if k != loop.adapter.latent_input
-            })  # fmt: skip
+        latent = stacked(inputs.pop(loop.adapter.latent_input))
+        for _ in range(len(loop.adapter.calls()) + 1):  # one more than a step of the family has
+            loop._call(latent, loop.scheduler.timesteps[0], inputs)
 
 
 def test_each_site_is_visited_once_per_step_in_the_models_own_order(loop):
-    with session(loop, Never()) as s:
+    with session(loop, never(loop)) as s:
         loop(num_steps=2)
     order = [site.name for site in s.sites]
     rows = [(step, site) for step, site in zip(s.trace.column("step"), s.trace.column("site"))]
@@ -209,13 +238,18 @@ def test_an_output_reused_in_every_block_is_the_last_blocks_output(loop, storage
         def decide(self, state, call, site):
             return Reuse() if call.step.index >= 1 and (call.step.index - 1) % 2 == 0 else Recompute()
 
+    if keeps_aside(loop):
+        with pytest.raises(ValueError, match="keeps the outputs"), session(loop, StaticReuse(interval=2, warmup=1)):
+            loop()
+        return
     with session(loop, StaticReuse(interval=2, warmup=1)) as jump:
         jumped = loop()
     with session(loop, PerBlock(storage=storage)) as each:
         per_block = loop()
     assert jump.trace.column("decision") == each.trace.column("decision")
     assert torch.equal(jumped, per_block) == (storage == "output")
-    assert jump.cache.peak_bytes * len(jump.sites) == each.cache.peak_bytes
+    if is_even(loop):
+        assert jump.cache.peak_bytes * len(jump.sites) == each.cache.peak_bytes
 
 
 def test_a_trunk_is_restored_in_the_layout_of_its_last_block(loop):
@@ -230,15 +264,14 @@ def test_a_trunk_is_restored_in_the_layout_of_its_last_block(loop):
             return Reuse() if call.step.index == 1 else Recompute()
 
     inputs = loop.adapter.example_inputs(loop.model, 2, torch.Generator().manual_seed(0))
-    latent = inputs.pop(loop.adapter.latent_input)
+    latent = stacked(inputs.pop(loop.adapter.latent_input))
     with torch.no_grad():
         for storage in ("output", "residual"):
             with ReuseEngine(loop.adapter.bind(loop.model), Trunk(storage), timesteps=[500, 400]) as s:
                 outs = []
                 for index in (0, 1):
                     s.step(index)  # the same input twice: old output = new input + old residual
-                    out = loop.model(latent, timestep=torch.tensor([500, 500]), return_dict=False, **inputs)[0]
-                    outs.append(out)
+                    outs.append(loop._call(latent, torch.tensor(500), inputs))
             assert torch.allclose(outs[0], outs[1], rtol=1e-4, atol=1e-4 * outs[0].abs().max().item())
             assert s.trace.decisions("trunk") == "CR"
             assert set(s.trace.column("decision")[-len(s._keys) :]) == {"reuse"}
@@ -283,7 +316,7 @@ def test_host_reads_are_declared_per_branch_where_branches_run_one_after_the_oth
 def test_a_declared_schedule_is_the_one_in_the_trace(loop, policy):
     with session(loop, policy) as s:
         loop(num_steps=12)
-    run = s._last.runs["joint"]
+    run = next(iter(s._last.runs.values()))
     schedule = policy.schedule(run)
     if schedule is None:
         assert policy.host_reads_per_step > 0
@@ -300,7 +333,9 @@ def test_declared_memory_is_what_the_cache_held(loop, policy):
     with session(loop, EverySecond()) as one_each:
         loop(num_steps=10)
     per_site = one_each.cache.peak_bytes / len(one_each.sites)
-    assert s.cache.peak_bytes == policy.num_cached(s._last.runs["joint"]) * per_site
+    declared = policy.num_cached(next(iter(s._last.runs.values()))) * per_site
+    # A family whose last block gives fewer streams holds less there than in the others.
+    assert s.cache.peak_bytes == declared if is_even(loop) else s.cache.peak_bytes <= declared
 
 
 def test_gradients_bypass_the_policy_with_a_warning(loop):
@@ -312,6 +347,28 @@ def test_gradients_bypass_the_policy_with_a_warning(loop):
             out = loop.model(latent, timestep=torch.tensor([5, 5]), return_dict=False, **inputs)[0]
         out.sum().backward()
     assert latent.grad.abs().sum() > 0
+
+
+def test_gradients_in_training_mode_are_those_of_the_bare_model(loop):
+    own = Loop(loop.adapter, tiny_transformer(loop.adapter))
+    own.model.train()
+    own.model.requires_grad_(True)
+
+    def gradients():
+        own.model.zero_grad()
+        inputs = own.adapter.example_inputs(own.model, 2, torch.Generator().manual_seed(0))
+        latent = stacked(inputs.pop(own.adapter.latent_input))
+        torch.manual_seed(0)  # for dropout
+        prediction = own.model(**own.arguments(latent, torch.tensor(5), inputs), return_dict=False)[0]
+        stacked(prediction).square().mean().backward()
+        return [p.grad.clone() for p in own.model.parameters() if p.grad is not None]
+
+    bare = gradients()
+    with session(own, EverySecond()):
+        own.scheduler.set_timesteps(2)
+        assert all(torch.equal(a, b) for a, b in zip(gradients(), bare, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(gradients(), bare, strict=True))
+    assert sum(float(g.abs().sum()) > 0 for g in bare) > len(bare) / 2
 
 
 def test_a_copy_made_inside_a_session_is_free_and_runs_its_own_weights(loop):
@@ -341,17 +398,35 @@ def test_weights_saved_inside_a_session_are_the_models_own(loop, tmp_path):
     assert torch.equal(Loop(loop.adapter, reloaded)(), bare)
 
 
-def test_lora_may_be_added_inside_a_session(loop):
+def add_lora(model, adapter):
+    """On the projections in the first block of each list that every family has: its linear layers."""
     peft = pytest.importorskip("peft")
+    block = adapter.bind(model).blocks[0].module
+    names = sorted({name.rpartition(".")[2] for name, m in block.named_modules() if type(m) is torch.nn.Linear})
+    named = [name for name in names if not name.isdigit()]
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=named[:2], init_lora_weights=False), model)
+
+
+def test_lora_may_be_added_inside_a_session(loop):
     model = tiny_transformer(loop.adapter)
     own = Loop(loop.adapter, model)
-    with session(own, Never()):
+    with session(own, never(own)):
         before = own()
-        config = peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
-        peft.inject_adapter_in_model(config, model)
+        add_lora(model, loop.adapter)
         after = own()
     assert not torch.equal(before, after)
     assert torch.equal(after, own())
+
+
+def test_a_model_with_lora_is_reused_as_any_other(loop):
+    own = Loop(loop.adapter, tiny_transformer(loop.adapter))
+    add_lora(own.model, loop.adapter)
+    bare = own()
+    with session(own, never(own)):
+        assert torch.equal(own(), bare)
+    with session(own, EverySecond()) as s:
+        assert not torch.equal(own(), bare)
+    assert {s.trace.decisions(site) for site in s.sites} == {"CRCRCRCR"}
 
 
 @pytest.mark.parametrize("offload_first", [True, False])
@@ -359,6 +434,8 @@ def test_group_offloading_before_or_after_attaching(loop, offload_first, tmp_pat
     from diffusers.hooks import apply_group_offloading
 
     own = Loop(loop.adapter, tiny_transformer(loop.adapter))
+    if not own.model._supports_group_offloading:
+        pytest.skip("diffusers does not offload this model in groups")
     bare = own()
     with session(own, EverySecond()):
         expected = own()
@@ -392,7 +469,7 @@ def test_wrappers_that_were_lost_between_videos_are_put_back(loop):
 
 def test_wrappers_that_were_lost_inside_a_video_are_an_error_not_a_silent_full_compute(loop):
     inputs = loop.adapter.example_inputs(loop.model, 2, torch.Generator().manual_seed(0))
-    latent = inputs.pop(loop.adapter.latent_input)
+    latent = stacked(inputs.pop(loop.adapter.latent_input))
     loop.scheduler.set_timesteps(3)
     with session(loop, EverySecond()):
         loop._call(latent, loop.scheduler.timesteps[0], inputs)
@@ -405,7 +482,7 @@ def test_wrappers_that_were_lost_inside_a_video_are_an_error_not_a_silent_full_c
 
 def test_signatures_are_those_of_the_bare_model_and_scheduler(loop):
     bare = [inspect.signature(f) for f in (loop.model.forward, loop.scheduler.step, loop.scheduler.set_timesteps)]
-    with session(loop, Never()):
+    with session(loop, never(loop)):
         wrapped = [
             inspect.signature(f) for f in (loop.model.forward, loop.scheduler.step, loop.scheduler.set_timesteps)
         ]
@@ -434,27 +511,78 @@ def test_a_block_that_is_listed_twice_is_an_error(loop):
 
 
 def test_sub_modules_on_some_tokens_leave_the_other_streams_whole(loop):
+    """What may run on some tokens gives those tokens fresh, as a full run would, and the others as cached."""
     index = torch.tensor([0, 2, 3])
 
     @dataclass(frozen=True)
     class Tokens(ReusePolicy):
-        part: Part = Part.ATTENTION
+        part: Part = Part.MLP
+        full: bool = False
 
         @property
         def parts(self):
             return frozenset({self.part})
 
         def decide(self, state, call, site):
-            return Partial(index) if call.step.index == 1 else Recompute()
+            partial = call.step.index == 1 and not self.full and site.part in kinds[site.kind].partial
+            return Partial(index) if partial else Recompute()
 
-    seen = {}
-    for part in (Part.ATTENTION, Part.MLP):
-        with session(loop, Tokens(part)) as s:
-            out = loop(num_steps=3)
-        seen[part] = out
-        assert s.trace.decisions(s.sites[0]) == "CPC"
-        assert bool(out.isfinite().all())
-    assert not torch.equal(seen[Part.ATTENTION], seen[Part.MLP])
+        def end_forward(self, state, call):
+            values.setdefault(self.full, []).append([call.history(site)[-1].value for site in call.run.sites])
+
+    kinds = {facts.kind: facts for facts in loop.adapter.blocks}
+    able = [part for part in Part if any(part in facts.partial for facts in loop.adapter.blocks)]
+    if not able:
+        pytest.skip("nothing in this family is known to run on some tokens")
+    for part in able:
+        values = {}
+        for full in (False, True):
+            with session(loop, Tokens(part, full)) as s:
+                assert bool(loop(num_steps=2).isfinite().all())
+        first = next(i for i, site in enumerate(s.sites) if part in kinds[site.kind].partial)
+        before, mixed, fresh = values[False][0][first][0], values[False][1][first][0], values[True][1][first][0]
+        order = kinds[s.sites[first].kind].partial[part]
+        assert mixed.shape == fresh.shape
+        changed = (mixed != before).any(dim=-1).any(dim=0).nonzero().flatten()
+        num_text = 0 if order == "video" else mixed.shape[1] - num_video_tokens(loop)
+        offset = num_text if order == "text+video" else 0
+        assert set(changed.tolist()) <= {*(index + offset).tolist(), *range(offset)}
+        assert set((index + offset).tolist()) <= set(changed.tolist())
+        if part is Part.MLP:  # each token's MLP is its own, so it is what a full run gives
+            assert torch.allclose(mixed[:, index + offset], fresh[:, index + offset], rtol=1e-4, atol=1e-5)
+            assert torch.allclose(mixed[:, :offset], fresh[:, :offset], rtol=1e-4, atol=1e-5)
+
+
+def num_video_tokens(loop):
+    seen = []
+
+    class Look(EverySecond):
+        def decide(self, state, call, site):
+            seen.append(call.input()[0].shape[1])
+            return Recompute()
+
+    with session(loop, Look()):
+        loop(num_steps=1)
+    return seen[0]
+
+
+def test_what_can_not_run_on_some_tokens_says_so(loop):
+    class Tokens(EverySecond):
+        parts = frozenset(part for part in Part if part.inside_block or part is Part.BLOCK)
+
+        def decide(self, state, call, site):
+            facts = next(f for f in loop.adapter.blocks if f.kind is site.kind)
+            return (
+                Partial(torch.tensor([0])) if site.part not in facts.partial and call.step.index == 1 else Recompute()
+            )
+
+    policy = Tokens()
+    able = {(f.kind, p) for f in loop.adapter.blocks for p in f.partial}
+    sites = ReuseEngine(loop.adapter.bind(loop.model), policy, scheduler=loop.scheduler).sites
+    if all((site.kind, site.part) in able for site in sites):
+        pytest.skip("every part of this family runs on some tokens")
+    with pytest.raises(ValueError, match=r"can not run on some tokens \(possible: "), session(loop, policy):
+        loop(num_steps=2)
 
 
 def test_regions_show_the_policy_one_layout(loop):
@@ -475,11 +603,11 @@ def test_regions_show_the_policy_one_layout(loop):
 
     seen = []
     inputs = loop.adapter.example_inputs(loop.model, 2, torch.Generator().manual_seed(0))
-    latent = inputs.pop(loop.adapter.latent_input)
+    latent = stacked(inputs.pop(loop.adapter.latent_input))
     with torch.no_grad(), ReuseEngine(loop.adapter.bind(loop.model), Watch(), timesteps=[500, 400]) as s:
         for index in (0, 1):
             s.step(index)
-            loop.model(latent, timestep=torch.tensor([500, 500]), return_dict=False, **inputs)
+            loop._call(latent, torch.tensor(500), inputs)
     assert seen == [0.0]
 
 
@@ -491,7 +619,7 @@ def test_threads_that_share_a_model_have_their_own_sessions_and_policies(loop):
         def decide(self, state, call, site):
             return Reuse() if site.part is Part.ATTENTION and call.step.index % 2 else Recompute()
 
-    policies = [EverySecond(), SubModules(), Never(), EverySecond(storage="residual")]
+    policies = [EverySecond(), SubModules(), never(loop), EverySecond(storage="residual")]
     loops = [Loop(loop.adapter, loop.model, scheduler=copy.deepcopy(loop.scheduler)) for _ in policies]
     expected = []
     for i, (own, policy) in enumerate(zip(loops, policies)):
@@ -516,14 +644,21 @@ def test_threads_that_share_a_model_have_their_own_sessions_and_policies(loop):
         assert results[i][1] == decisions
 
 
+def halved(value):
+    """Every floating-point tensor in a nest of arguments, in bfloat16."""
+    if isinstance(value, torch.Tensor):
+        return value.bfloat16() if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {name: halved(entry) for name, entry in value.items()}
+    return type(value)(halved(entry) for entry in value) if isinstance(value, (list, tuple)) else value
+
+
 def test_half_precision(loop):
     own = Loop(loop.adapter, tiny_transformer(loop.adapter).to(torch.bfloat16))
     call = own._call
-    own._call = lambda latent, t, inputs: call(
-        latent.bfloat16(), t, {k: v.bfloat16() for k, v in inputs.items()}
-    ).float()
+    own._call = lambda latent, t, inputs: call(latent.bfloat16(), t, halved(inputs)).float()
     bare = own()
-    with session(own, Never()):
+    with session(own, never(own)):
         assert torch.equal(own(), bare)
     with session(own, EverySecond()) as s:
         own()

@@ -1,11 +1,13 @@
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
-from toys import ScriptedDiT, SmoothDiT, ToyAdapter, run_scripted, toy_session
+from torch import nn
+from toys import ScriptedDiT, SmoothDiT, ToyAdapter, run_scripted, run_smooth, toy_session
 
-from fsframework.core import BlockList, Kind, Part, ReuseEngine, ReusePolicy, ReuseWarning
-from fsframework.policies import Foresight, FullCompute, StaticReuse
+from fsframework.core import BlockList, Kind, Part, Recompute, Reuse, ReuseEngine, ReusePolicy, ReuseWarning
+from fsframework.policies import Foresight, ForesightRelease, FullCompute, StaticReuse
 
 X = torch.zeros(1, 4, 2)
 
@@ -221,3 +223,147 @@ def test_flops_of_a_block_are_counted_from_shapes():
     assert summary["flops_full"] == 2 * 3 * 2 * linear
     assert summary["flops_speedup"] == 2.0
     assert summary["reuse_fraction"] == 0.5
+
+
+class KeptAside(ToyAdapter):
+    """As if the model also kept the blocks' outputs for later."""
+
+    blocks = (BlockList("transformer_blocks", Kind.JOINT, kept_aside=True),)
+
+
+class Trunk(Spans):
+    parts = frozenset({Part.TRUNK})
+
+
+@pytest.mark.parametrize("policy", [StaticReuse(), Trunk(), ForesightRelease(warmup=2)])
+def test_a_policy_that_passes_over_blocks_is_refused_where_the_model_keeps_their_outputs(policy):
+    with pytest.raises(ValueError, match=r"passes over several blocks.*keeps the outputs of 'transformer_blocks'"):
+        ReuseEngine(KeptAside().bind(SmoothDiT()), policy, timesteps=[0])
+
+
+def test_blocks_whose_outputs_are_kept_are_reused_one_by_one_and_never_eliminated():
+    policy = StaticReuse(interval=2, warmup=1, storage="residual")
+    model = SmoothDiT()
+    with ReuseEngine(KeptAside().bind(model), policy, timesteps=list(range(4))) as session:
+        run_smooth(model, 4)
+    assert {session.trace.decisions(site) for site in session.sites} == {"CRCR"}
+
+
+class TwoLists(ToyAdapter):
+    """Two lists of one kind."""
+
+    blocks = (BlockList("transformer_blocks", Kind.JOINT), BlockList("transformer_blocks", Kind.JOINT))
+
+
+def test_two_lists_of_one_kind_are_refused_because_their_sites_would_share_names():
+    with pytest.raises(ValueError, match="two block lists of one kind"):
+        TwoLists().bind(SmoothDiT())
+
+
+class LastGivesNoText(nn.Module):
+    """Two streams; the last block returns None for the second, as in Stable Diffusion 3."""
+
+    class Block(nn.Module):
+        def __init__(self, last):
+            super().__init__()
+            self.attn1, self.ff, self.last = nn.Linear(4, 4), nn.Linear(4, 4), last
+
+        def forward(self, hidden_states, encoder_hidden_states):
+            mixed = hidden_states + self.attn1(encoder_hidden_states).mean(dim=1, keepdim=True)
+            return mixed + self.ff(mixed), None if self.last else encoder_hidden_states * 2
+
+    def __init__(self):
+        super().__init__()
+        self.transformer_blocks = nn.ModuleList([self.Block(False), self.Block(True)])
+
+    def forward(self, hidden_states, timestep):
+        text = hidden_states[:, :2]
+        for block in self.transformer_blocks:
+            hidden_states, text = block(hidden_states, text)
+        assert text is None
+        return (hidden_states,)
+
+
+class TwoStreams(ToyAdapter):
+    streams = ("hidden_states", "encoder_hidden_states")
+    blocks = (BlockList("transformer_blocks", Kind.JOINT, streams=streams, returns=streams),)
+
+
+@pytest.mark.parametrize("storage", ["output", "residual"])
+def test_a_stream_that_ends_in_a_block_stays_ended_when_the_block_is_reused(storage):
+    model, x = LastGivesNoText(), torch.randn(1, 3, 4)
+    policy = StaticReuse(interval=2, warmup=1, storage=storage)
+    with torch.no_grad(), ReuseEngine(TwoStreams().bind(model), policy, timesteps=[0, 1]) as session:
+        (first,) = model(x, torch.tensor([0.0]))
+        (second,) = model(2 * x, torch.tensor([1.0]))
+    assert {session.trace.decisions(site) for site in session.sites} == {"CR"}
+    assert torch.equal(second, first) == (storage == "output")
+
+
+class Joined(nn.Module):
+    """A block on two streams, then one on the stream that joins them, text first."""
+
+    class Single(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn1, self.ff = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, hidden_states):
+            return hidden_states + self.ff(self.attn1(hidden_states))
+
+    def __init__(self):
+        super().__init__()
+        self.transformer_blocks = nn.ModuleList([LastGivesNoText.Block(False)])
+        self.single_blocks = nn.ModuleList([self.Single()])
+
+    def forward(self, hidden_states, timestep):
+        text = hidden_states[:, :2]
+        for block in self.transformer_blocks:
+            hidden_states, text = block(hidden_states, text)
+        joined = torch.cat([text, hidden_states], dim=1)
+        for block in self.single_blocks:
+            joined = block(joined)
+        return (joined[:, 2:],)
+
+
+class JoinedAdapter(TwoStreams):
+    blocks = (
+        *TwoStreams.blocks,
+        BlockList("single_blocks", Kind.SINGLE, concatenated=("encoder_hidden_states", "hidden_states")),
+    )
+
+
+@pytest.mark.parametrize("storage", ["output", "residual"])
+def test_a_trunk_over_joined_streams_is_shown_apart_and_restored_joined(storage):
+    @dataclass(frozen=True)
+    class Second(ReusePolicy):
+        storage: str = "output"
+        parts = frozenset({Part.TRUNK})
+
+        def decide(self, state, call, site):
+            return Reuse() if call.step.index == 1 else Recompute()
+
+        def observe(self, state, call, site, fresh, cached):
+            shapes.append([tuple(t.shape) for t in (*call.input(), *fresh)])
+
+    shapes = []
+    model, x = Joined(), torch.randn(1, 3, 4)
+    with torch.no_grad():
+        bare = model(x, torch.tensor([0.0]))[0]
+        with ReuseEngine(JoinedAdapter().bind(model), Second(storage), timesteps=[0, 1]) as session:
+            first = model(x, torch.tensor([0.0]))[0]
+            second = model(x + 1, torch.tensor([1.0]))[0]
+    assert torch.equal(first, bare)
+    assert session.trace.decisions("trunk") == "CR"
+    assert shapes == [[(1, 3, 4), (1, 2, 4), (1, 3, 4), (1, 2, 4)]]  # video and text, in and out
+    # The trunk's input is the latent, so its old change on an input one higher gives an output one higher.
+    assert torch.allclose(second, first + (storage == "residual"), atol=1e-6)
+
+
+class WrongJoin(TwoStreams):
+    blocks = (*TwoStreams.blocks, BlockList("single_blocks", Kind.SINGLE, concatenated=("text", "hidden_states")))
+
+
+def test_streams_that_can_not_be_joined_are_named():
+    with pytest.raises(ValueError, match=r"single_blocks: .* can not be \('text', 'hidden_states'\) joined"):
+        WrongJoin().bind(Joined())

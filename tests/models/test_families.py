@@ -92,6 +92,25 @@ def test_reuse_changes_the_result_and_saves_what_static_reuse_should(family, pip
     assert 0 < summary["flops_saved"] < 0.5  # what is around the blocks is never reused
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "inside"])
+def test_model_offloading_before_or_after_attaching(family, static, when):
+    pipe = family.build()
+    pipe.set_progress_bar_config(disable=True)
+    bare = family.generate(pipe)
+    with fsf.reuse(pipe, static):
+        expected = family.generate(pipe)
+    if when == "before":
+        pipe.enable_model_cpu_offload(device="cpu")
+    with fsf.reuse(pipe, static) as session:
+        if when == "inside":
+            pipe.enable_model_cpu_offload(device="cpu")
+        for _ in range(2):  # pipelines remove their hooks after each call and set them anew
+            assert torch.equal(family.generate(pipe), expected)
+            assert "reuse" in session.trace.column("decision")
+    assert torch.equal(family.generate(pipe), bare)
+
+
 @pytest.mark.parametrize("storage", ["output", "residual"])
 def test_two_prompts_in_one_session_equal_each_alone(family, pipe, static, storage):
     policy = static if storage == "output" else StaticReuse(interval=2, warmup=1, storage="residual")

@@ -36,6 +36,7 @@ PUBLISHED = [
     ("aura-flow", dict(pos_embed_max_size=1024), {"joint": 4, "single": 32}, 6.8),
     ("hunyuan-dit", dict(num_layers=40, hidden_size=1408, in_channels=4, patch_size=2, mlp_ratio=4.3637),
      {"joint": 40}, 1.5),  # v1.2
+    ("z-image", dict(), {"single": 30}, 6.15),  # Turbo
 ]  # fmt: skip
 
 
