@@ -19,6 +19,9 @@ class Flux2(ModelAdapter):
 
     transformer_classes = ("Flux2Transformer2DModel",)
     pipeline_classes = ("Flux2Pipeline", "Flux2KleinPipeline", "Flux2KleinInpaintPipeline")
+    unsupported_pipelines = {
+        "Flux2KleinKVPipeline": "after the first step its blocks see fewer tokens, so nothing cached there fits"
+    }
     blocks = (
         BlockList(
             "transformer_blocks",

@@ -37,6 +37,8 @@ def find_adapter(target: Any) -> tuple[ModelAdapter, nn.Module, Any]:
         module = target if bare else getattr(target, adapter.transformer_name, None)
         pipe = None if bare else target
         if module is not None and _class_name(module) in adapter.transformer_classes:
+            if (why := adapter.unsupported_pipelines.get(type(target).__name__)) is not None:
+                raise ValueError(f"{type(target).__name__} can not be used with reuse: {why}")
             return adapter, module, pipe
     raise ValueError(_no_adapter(target))
 
@@ -133,8 +135,11 @@ def _pipeline_class(name: str, source: Path | str) -> Any:
     wanted: str | None = None
     if isinstance(source, Path):
         wanted = json.loads((source / "model_index.json").read_text()).get("_class_name")
-    elif name in (known := checkpoints()):
-        wanted = known[name][0].pipeline_classes[0]
+    else:
+        named = {known: family for known, (family, _) in checkpoints().items()}
+        sources = {checkpoint.source: family for family, checkpoint in checkpoints().values()}
+        family = named.get(name) or sources.get(name)
+        wanted = family.pipeline_classes[0] if family is not None and family.pipeline_classes else None
     for _, adapter in ADAPTERS.items():
         if adapter.pipeline_module != "diffusers" and wanted in adapter.pipeline_classes:
             return getattr(importlib.import_module(adapter.pipeline_module), wanted)

@@ -41,8 +41,11 @@ class QwenImage(ModelAdapter):
     )  # fmt: skip
     pipeline_arguments = {"guidance_scale": "true_cfg_scale"}
     checkpoints = {
-        "qwen-image": Checkpoint("Qwen/Qwen-Image", guidance_scale=4.0, height=1328, width=1328, dtype="bfloat16"),
-    }
+        "qwen-image": Checkpoint(
+            "Qwen/Qwen-Image", guidance_scale=4.0, height=1328, width=1328, dtype="bfloat16",
+            arguments={"negative_prompt": " "},
+        ),
+    }  # fmt: skip
     tiny_config = dict(
         patch_size=1, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=8, num_attention_heads=2,
         joint_attention_dim=12, axes_dims_rope=(4, 2, 2),

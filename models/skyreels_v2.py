@@ -29,6 +29,14 @@ class SkyReelsV2(ModelAdapter):
             partial={Part.BLOCK: "video", Part.ATTENTION: "video", Part.CROSS_ATTENTION: "video", Part.MLP: "video"},
         ),
     )
+    unsupported_pipelines = dict.fromkeys(
+        (
+            "SkyReelsV2DiffusionForcingPipeline",
+            "SkyReelsV2DiffusionForcingImageToVideoPipeline",
+            "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
+        ),
+        "each frame has its own timestep and its own copy of the sampler, so there is no step that all of them share",
+    )
     guidance = "sequential"
     batch_order = ("cond", "uncond")
     batched_inputs = ("hidden_states", "encoder_hidden_states", "encoder_hidden_states_image", "timestep")

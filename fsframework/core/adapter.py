@@ -72,6 +72,8 @@ class Checkpoint:
     dtype: str = "float32"
     """The dtype the weights are usually run in; on a CPU always float32."""
     revision: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments its pipeline is called with, such as a negative prompt without which there is no guidance."""
     num_branches: int = 2
     """Guidance branches of a step at the usual settings; 1 where guidance is distilled into the model."""
     structure: Mapping[str, Any] | None = None
@@ -96,6 +98,8 @@ class ModelAdapter:
     """Names of the transformer classes this adapter is for."""
     pipeline_classes: ClassVar[tuple[str, ...]] = ()
     """Names of the pipeline classes that drive them."""
+    unsupported_pipelines: ClassVar[Mapping[str, str]] = {}
+    """Pipelines that drive the transformer in a way the engine can not follow -> why."""
     pipeline_module: ClassVar[str] = "diffusers"
     """The module that has the transformer and pipeline classes."""
     transformer_name: ClassVar[str] = "transformer"
@@ -385,20 +389,30 @@ class LoadedModel:
 
         The noise comes from a CPU generator seeded with `seed`, so it is the same on every device.
         """
-        wanted: dict[str, Any] = {
-            "num_inference_steps": num_steps or self.checkpoint.num_steps,
-            "guidance_scale": self.checkpoint.guidance_scale if guidance_scale is None else guidance_scale,
-            "height": height or self.checkpoint.height,
-            "width": width or self.checkpoint.width,
-            "num_frames": num_frames or self.checkpoint.num_frames,
-            **extra,
-        }
+        own = self.checkpoint
+        usual: dict[str, Any] = {
+            "num_inference_steps": own.num_steps, "guidance_scale": own.guidance_scale, "height": own.height,
+            "width": own.width, "num_frames": own.num_frames, **own.arguments,
+        }  # fmt: skip
+        asked: dict[str, Any] = {
+            "num_inference_steps": num_steps, "guidance_scale": guidance_scale, "height": height, "width": width,
+            "num_frames": num_frames, **extra,
+        }  # fmt: skip
+        asked = {name: value for name, value in asked.items() if value is not None}
         accepted = inspect.signature(type(self.pipe).__call__).parameters
+        if "prompt" not in accepted:
+            raise ValueError(
+                f"{type(self.pipe).__name__} takes no text prompt, but {list(accepted)[1]!r}; call the pipeline itself "
+                f"inside fsf.reuse(model.pipe, policy)"
+            )
         names = self.adapter.pipeline_arguments
-        arguments = {names.get(k, k): v for k, v in wanted.items() if v is not None}
-        for name in arguments:
-            if name not in accepted:
-                raise ValueError(f"{type(self.pipe).__name__} takes no {name!r}. {nearest(name, list(accepted))}")
+        arguments = {names.get(k, k): v for k, v in {**usual, **asked}.items() if v is not None}
+        for name in asked:
+            if (own_name := names.get(name, name)) not in accepted:
+                raise ValueError(
+                    f"{type(self.pipe).__name__} takes no {own_name!r}. {nearest(own_name, list(accepted))}"
+                )
+        arguments = {name: value for name, value in arguments.items() if name in accepted}
         generator = torch.Generator("cpu").manual_seed(seed)
         result = self.pipe(prompt, generator=generator, output_type="pt", **arguments)
         frames: Tensor = result.frames if hasattr(result, "frames") else result.images

@@ -4,9 +4,13 @@ import shutil
 import pytest
 import torch
 from pipelines import BUILDERS, save_pipeline
+from toys import tiny_transformer
 
 import fsframework as fsf
+from fsframework.core import ADAPTERS, Checkpoint, LoadedModel
+from fsframework.models import Latte
 from fsframework.models.loading import checkpoints, load_model
+from fsframework.policies import FullCompute
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +108,78 @@ def test_a_repository_that_can_not_be_reached_is_one_clear_error(monkeypatch):
         ValueError, match="could not find model 'nobody/nothing': no such folder, and no such repository"
     ):
         load_model("nobody/nothing")
+
+
+class OneImage:
+    """A pipeline with no guidance scale and no frames, as of a distilled image model."""
+
+    def __call__(self, prompt, num_inference_steps=4, negative_prompt=None, generator=None, output_type="pt"):
+        self.called_with = (prompt, num_inference_steps, negative_prompt)
+        image = torch.rand(1, 3, 4, 6, generator=generator)
+        return type("Output", (), {"images": image})()
+
+
+def test_defaults_a_pipeline_does_not_take_are_left_out_and_an_image_is_a_video_of_one_frame():
+    checkpoint = Checkpoint("x/y", num_steps=9, guidance_scale=5.0, arguments={"negative_prompt": " "})
+    model = LoadedModel("x", Latte(), OneImage(), checkpoint, "x/y")
+    assert model.generate("a cat", seed=0).shape == (1, 4, 6, 3)
+    assert model.pipe.called_with == ("a cat", 9, " ")
+    model.generate("a cat", seed=0, num_steps=2, negative_prompt="a dog")
+    assert model.pipe.called_with == ("a cat", 2, "a dog")
+    with pytest.raises(ValueError, match="OneImage takes no 'guidance_scale'"):
+        model.generate("a cat", seed=0, guidance_scale=3.0)
+
+
+def test_a_pipeline_without_prompts_says_how_to_use_it():
+    class ByClass:
+        def __call__(self, class_labels, generator=None, output_type="pt"):
+            raise AssertionError
+
+    with pytest.raises(ValueError, match=r"takes no text prompt, but 'class_labels'; call the pipeline itself"):
+        LoadedModel("x", Latte(), ByClass(), Checkpoint("x/y"), "x/y").generate("7", seed=0)
+
+
+def test_a_pipeline_that_can_not_be_followed_says_why():
+    adapter = ADAPTERS["skyreels-v2"]()
+    transformer = tiny_transformer(adapter)
+    pipe = type("SkyReelsV2DiffusionForcingPipeline", (), {"transformer": transformer})()
+    with pytest.raises(ValueError, match="can not be used with reuse: each frame has its own timestep"):
+        fsf.reuse(pipe, FullCompute())
+
+
+def test_an_unknown_family_gets_an_adapter_to_paste():
+    class Pipe:
+        def __init__(self):
+            self.transformer = Unknown()
+            self.components = {"transformer": self.transformer}
+
+        def __call__(self, latents):
+            torch.cat([latents] * 2)
+
+    for target in (Unknown(), Pipe()):
+        with pytest.raises(ValueError, match=r"no adapter for .*save this as one file") as caught:
+            fsf.reuse(target, FullCompute())
+        assert '@ADAPTERS.register("unknown")' in str(caught.value)
+        assert 'BlockList("layers", Kind.JOINT' in str(caught.value)
+    assert 'pipeline_classes = ("Pipe",)' in str(caught.value)
+    assert "batch_order" in str(caught.value)
+
+
+class Block(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.self_attn, self.mlp = torch.nn.Linear(2, 2), torch.nn.Sequential()
+
+    def forward(self, x, temb):
+        return x + self.self_attn(x)
+
+
+class Unknown(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList([Block(), Block()])
+
+    def forward(self, x, timestep):
+        for layer in self.layers:
+            x = layer(x, timestep)
+        return x
