@@ -1,5 +1,7 @@
 """Models at their published size: counts a reader can check by hand."""
 
+from pathlib import Path
+
 import pytest
 
 import fsframework.models  # noqa: F401  fills the registry
@@ -41,3 +43,11 @@ def test_the_tables_have_a_row_per_model_and_a_column_per_policy_that_caches(cog
 def test_an_unknown_name_gets_the_nearest():
     with pytest.raises(ValueError, match="no full-size structure is known for 'late-1'.*latte-1"):
         list(sizes(["late-1"]))
+
+
+@pytest.mark.slow
+def test_the_documented_table_is_what_is_counted():
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "models.md").read_text()
+    for table in table_rows(list(sizes())):
+        for row in table[1:]:
+            assert f"| {' | '.join(row)} |" in page
