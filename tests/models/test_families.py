@@ -40,7 +40,7 @@ def pipe(family):
 def static(pipe):
     """Static reuse of every second step: a jump over all blocks, or block by block where the model keeps outputs aside."""
     adapter, _, _ = find_adapter(pipe)
-    kept = any(facts.kept_aside for facts in adapter.blocks)
+    kept = any(facts.kept_aside is True for facts in adapter.blocks)
     return StaticReuse(interval=2, warmup=1, storage="residual" if kept else "output")
 
 
