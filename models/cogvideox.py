@@ -32,6 +32,9 @@ class CogVideoX(ModelAdapter):
         ),
     )
     checkpoints = {
+        "tiny-cogvideox": Checkpoint(
+            "tiny-cogvideox", num_steps=50, guidance_scale=4.0, height=32, width=32, num_frames=16
+        ),
         "cogvideox-2b": Checkpoint(
             "THUDM/CogVideoX-2b", guidance_scale=6.0, height=480, width=720, num_frames=49, dtype="float16",
             structure=dict(num_attention_heads=30, num_layers=30),
