@@ -46,6 +46,9 @@ class OpenSora(ModelAdapter):
     latent_input = "x"
     batched_inputs = ("x", "timestep", "y", "mask", "x_mask", "fps", "height", "width")
     checkpoints = {
+        "tiny-opensora": Checkpoint(
+            "tiny-opensora", num_steps=30, guidance_scale=4.0, height=32, width=32, num_frames=17
+        ),
         "opensora-1.2": Checkpoint(
             "hpcai-tech/OpenSora-STDiT-v3", num_steps=30, guidance_scale=7.0, height=240, width=426, num_frames=51,
             fps=24, dtype="bfloat16", structure={},
