@@ -44,10 +44,10 @@ def trim(states: Tensor, mask: Tensor | None, longest_allowed: int) -> tuple[Ten
     Text comes first and is followed by padding. Reads the mask on the host, once per video.
 
     Raises:
-        ValueError: what is left is longer than `longest_allowed`.
+        ValueError: the mask is not [B, L] of ones followed by zeros, or what is left is longer than `longest_allowed`.
     """
     if mask is not None:
-        counts = mask.long().sum(dim=1).tolist()
+        counts = _num_tokens(mask, states)
         longest = max(counts)
         states, mask = states[:, :longest], None if min(counts) == longest else mask[:, :longest]
     if states.shape[1] > longest_allowed:
@@ -56,6 +56,28 @@ def trim(states: Tensor, mask: Tensor | None, longest_allowed: int) -> tuple[Ten
             f"max_sequence_length"
         )
     return states, mask
+
+
+def _num_tokens(mask: Tensor, states: Tensor) -> list[int]:
+    """How many tokens of each prompt are text, at least 1; arguments and errors as of `trim`."""
+    if mask.shape != states.shape[:2]:
+        raise ValueError(
+            f"prompt_attention_mask has shape {tuple(mask.shape)}, but prompt_embeds have {tuple(states.shape)}; give a row "
+            f"for each prompt and a number for each token, {tuple(states.shape[:2])}"
+        )
+    mask = mask.cpu()
+    counts = (mask == 1).sum(dim=1)
+    differs = mask != (torch.arange(mask.shape[1]) < counts[:, None])
+    wrong = differs.any(dim=1) | (counts == 0)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        token = int(differs[row].long().argmax())
+        raise ValueError(
+            f"row {row} of prompt_attention_mask must be ones for text, at least one, followed by zeros for padding; it has "
+            f"{int(counts[row])} ones, and {mask[row, token].item()} at token {token}. Put the padding behind the text."
+        )
+    numbers: list[int] = counts.tolist()
+    return numbers
 
 
 def for_each_video(rows: Tensor, num_videos: int) -> Tensor:

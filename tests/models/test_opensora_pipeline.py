@@ -88,6 +88,31 @@ class TestPrompts:
         together = run(pipe, None, prompt_embeds=states, prompt_attention_mask=mask)
         assert torch.equal(together, run(pipe, [SHORT, LONG]))
 
+    @pytest.mark.parametrize(
+        ("mask", "message"),
+        [
+            (
+                [[1, 1, 1, 0], [0, 0, 1, 1]],
+                "row 1 of prompt_attention_mask must be ones .* has 2 ones, and 0 at token 0",
+            ),
+            ([[1, 0, 1, 0], [1, 1, 1, 1]], "row 0 of prompt_attention_mask .* has 2 ones, and 0 at token 1"),
+            ([[1, 1, 1, 1], [0, 0, 0, 0]], "row 1 of prompt_attention_mask must be ones for text, at least one"),
+            ([[1.0, 0.5, 0.0, 0.0], [1.0] * 4], "row 0 of prompt_attention_mask .* has 1 ones, and 0.5 at token 1"),
+            ([[1, 1, 1, 0]], r"has shape \(1, 4\), but prompt_embeds have \(2, 4, 16\); .* each token, \(2, 4\)"),
+            ([[1, 1, 1, 0]] * 3, r"has shape \(3, 4\), but prompt_embeds have \(2, 4, 16\)"),
+            ([[1, 1, 1]] * 2, r"has shape \(2, 3\), but prompt_embeds have \(2, 4, 16\)"),
+            ([1, 1, 1, 0], r"has shape \(4,\), but prompt_embeds have \(2, 4, 16\)"),
+        ],
+    )
+    def test_a_mask_that_is_not_text_and_then_padding_for_each_prompt_is_refused(self, pipe, mask, message):
+        with pytest.raises(ValueError, match=message):
+            run(pipe, None, prompt_embeds=torch.randn(2, 4, 16), prompt_attention_mask=torch.tensor(mask))
+
+    def test_a_mask_may_be_bool(self, pipe):
+        states, mask = pipe.encode_prompt([SHORT, LONG])
+        expected = run(pipe, None, prompt_embeds=states, prompt_attention_mask=mask)
+        assert torch.equal(run(pipe, None, prompt_embeds=states, prompt_attention_mask=mask.bool()), expected)
+
     def test_an_empty_prompt_is_one_token(self, pipe):
         assert run(pipe, "").isfinite().all()
 
