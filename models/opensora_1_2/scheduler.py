@@ -82,12 +82,14 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             timesteps: times of your own instead, falling, each in (0, 1000]; they are not transformed.
 
         Raises:
-            ValueError: neither or both of number and times, a size missing, or 2 to 16 frames.
+            ValueError: neither or both of number and times, times that are not as said above, a size missing, or 2 to 16
+                frames.
         """
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError("RFlowScheduler.set_timesteps takes either num_inference_steps or timesteps")
         if timesteps is not None:
             times = torch.as_tensor(timesteps, dtype=torch.float32).to("cpu")
+            self._check_times(times)
         else:
             assert num_inference_steps is not None
             if num_inference_steps < 1:
@@ -100,6 +102,23 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._ends = torch.cat([times[1:], times.new_zeros(1)]).to(device)
         self.num_inference_steps = len(times)
         self._step_index = None
+
+    def _check_times(self, times: Tensor) -> None:
+        if times.ndim != 1 or len(times) == 0:
+            raise ValueError(f"timesteps have shape {tuple(times.shape)}; give a list of at least one time")
+        inside = (times > 0) & (times <= self.num_train_timesteps)
+        if not bool(inside.all()):
+            raise ValueError(
+                f"timesteps must each be in (0, {self.num_train_timesteps}], from data to pure noise; found "
+                f"{times[~inside].tolist()}"
+            )
+        stays = times[1:] >= times[:-1]
+        if bool(stays.any()):
+            index = int(stays.nonzero()[0])
+            before, after = times[index : index + 2].tolist()
+            raise ValueError(
+                f"timesteps must fall from each to the next, from noise to data; {before} at {index} is followed by {after}"
+            )
 
     def _transform(self, times: Tensor, height: int | None, width: int | None, num_frames: int | None) -> Tensor:
         """Shift times for a video's size: u' = r u / (1 + (r - 1) u) with r = sqrt(H W / 512^2) sqrt(latent frames)."""

@@ -69,6 +69,14 @@ def test_without_the_transform_times_fall_evenly():
     assert z.unique().item() == pytest.approx(0.6)
 
 
+def test_the_samplers_own_times_may_be_given_back_to_it():
+    scheduler = RFlowScheduler()
+    scheduler.set_timesteps(4, **SIZE)
+    times = scheduler.timesteps
+    scheduler.set_timesteps(timesteps=times)
+    assert torch.equal(scheduler.timesteps, times)
+
+
 def test_noise_is_mixed_in_by_time():
     data, noise = torch.full((2, 4, 1, 1, 1), 1.0), torch.full((2, 4, 1, 1, 1), 5.0)
     mixed = RFlowScheduler().add_noise(data, noise, torch.tensor([0.0, 250.0]))
@@ -99,6 +107,13 @@ def test_numbers_of_frames_without_times_are_refused(num_frames):
         (dict(num_inference_steps=4), "needs height, width and num_frames"),
         (dict(num_inference_steps=4, timesteps=[1.0]), "either num_inference_steps or timesteps"),
         (dict(num_inference_steps=0, **SIZE), "must be at least 1"),
+        (dict(timesteps=[]), r"timesteps have shape \(0,\); give a list of at least one time"),
+        (dict(timesteps=[[900.0, 500.0]]), r"timesteps have shape \(1, 2\)"),
+        (dict(timesteps=[2000.0, 500.0]), r"must each be in \(0, 1000\].*found \[2000.0\]"),
+        (dict(timesteps=[500.0, 0.0]), r"found \[0.0\]"),
+        (dict(timesteps=[float("nan")]), r"found \[nan\]"),
+        (dict(timesteps=[900.0, 300.0, 500.0]), "must fall.*300.0 at 1 is followed by 500.0"),
+        (dict(timesteps=[500.0, 500.0]), "must fall.*500.0 at 0 is followed by 500.0"),
     ],
 )
 def test_times_that_can_not_be_laid_out(arguments, message):
