@@ -132,7 +132,9 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         latent_frames = frames if num_frames == 1 else frames // FRAMES_PER_CHUNK * LATENT_FRAMES_PER_CHUNK
         ratio = (rows * columns / (512 * 512)).sqrt() * latent_frames.sqrt()
         u = times / self.num_train_timesteps
-        return ratio * u / (1 + (ratio - 1) * u) * self.num_train_timesteps
+        shifted = ratio * u / (1 + (ratio - 1) * u) * self.num_train_timesteps
+        # Rounded, the first is 1000.0001 for some sizes (136 x 256), and FrameMask would take no frame for begun by then.
+        return shifted.clamp(max=self.num_train_timesteps)
 
     def step(
         self,

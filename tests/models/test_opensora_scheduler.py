@@ -69,6 +69,14 @@ def test_without_the_transform_times_fall_evenly():
     assert z.unique().item() == pytest.approx(0.6)
 
 
+def test_the_first_time_is_pure_noise_also_where_the_transform_rounds_up():
+    scheduler = RFlowScheduler()
+    scheduler.set_timesteps(4, height=136, width=256, num_frames=1)
+    assert scheduler.timesteps[0] == 1000
+    sample = torch.zeros(1, 1, 1, 1, 1)
+    assert FrameMask(torch.ones(1, 1)).begin_step(sample, sample + 1, scheduler.timesteps[0])[1].tolist() == [[True]]
+
+
 def test_the_samplers_own_times_may_be_given_back_to_it():
     scheduler = RFlowScheduler()
     scheduler.set_timesteps(4, **SIZE)
