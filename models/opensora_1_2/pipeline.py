@@ -13,7 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
-from fsframework.models.opensora_1_2 import text
+from fsframework.models.opensora_1_2 import checks, text
 from fsframework.models.opensora_1_2.frame_mask import FrameMask
 from fsframework.models.opensora_1_2.published import published_config
 from fsframework.models.opensora_1_2.reference import with_reference
@@ -124,7 +124,7 @@ class OpenSoraPipeline(DiffusionPipeline):
         """`prompt_embeds` [B, L, C] and `prompt_attention_mask` [B, L] for a call; arguments as there."""
         settings = cast(Any, self.config)
         prepared = text.prepare(
-            [prompt] if isinstance(prompt, str) else list(prompt),
+            checks.prompts_of(prompt),
             settings.clean_caption if clean_caption is None else clean_caption,
             aesthetic_score=(settings.aesthetic_score if aesthetic_score is None else aesthetic_score) or None,
             motion_score=motion_score,
@@ -176,7 +176,7 @@ class OpenSoraPipeline(DiffusionPipeline):
             aspect_ratio: height to width, for `resolution`.
             fps: frames per second the model is told; default 24, or 120 for a single frame.
             num_inference_steps: number of denoising steps.
-            timesteps: times of your own, falling from at most 1000; they replace the number of steps.
+            timesteps: times of your own, falling, each in (0, 1000]; they replace the number of steps.
             guidance_scale: weight of the prompt over none, 1 is no guidance. Higher follows the prompt more closely.
             aesthetic_score: appended to the prompt; None is the pipeline's own, 0 is none.
             motion_score: appended to the prompt, if given.
@@ -184,18 +184,19 @@ class OpenSoraPipeline(DiffusionPipeline):
             clean_caption: None is the pipeline's own setting.
             num_videos_per_prompt: videos of each prompt.
             max_sequence_length: prompts are cut to this many tokens; default the transformer's longest caption.
-            generator: for the noise, or one for each video. Noise is float32 whatever the model's precision.
+            generator: for the noise, or a list of one for each video. Noise is float32 whatever the model's precision.
             latents: the first noise, [B, C, T, H, W] of `vae.latent_size`.
             prompt_embeds: text states [B, L, C] instead of `prompt`.
-            prompt_attention_mask: [B, L], 1 for text, which comes first; None: all is text.
+            prompt_attention_mask: [B, L], ones for text followed by zeros for padding; None: all is text.
             reference_video: frames to begin from or to keep: a list of pictures, or [T, C, H, W] or [B, T, C, H, W] in 0
-                to 1, of the size to be generated.
+                to 1, of the size to be generated; one for all videos or one for each.
             reference_start: the latent frame that the reference's first goes to.
             frame_weights: [T_latent] or [B, T_latent] in 0 to 1, see `FrameMask`. Default with a reference: 0 where it lies,
                 1 elsewhere.
             output_type: `np`, `pt` ([B, T, C, H, W] in 0 to 1), `pil` or `latent`.
             return_dict: give an `OpenSoraPipelineOutput` rather than a tuple.
-            callback_on_step_end: called as (pipeline, step, timestep, tensors); may return tensors to go on with.
+            callback_on_step_end: called as (pipeline, step, timestep, tensors); may return tensors to go on with, but
+                not states of another length where prompts of unequal lengths are masked.
             callback_on_step_end_tensor_inputs: which tensors it gets: `latents`, `prompt_embeds`.
 
         Raises:
@@ -206,22 +207,27 @@ class OpenSoraPipeline(DiffusionPipeline):
         num_frames = num_frames_of(51 if num_frames is None else num_frames)
         if self.scheduler.use_timestep_transform:
             check_num_frames(num_frames)
-        self._check(prompt, prompt_embeds, callback_on_step_end_tensor_inputs)
+        can_encode = self.tokenizer is not None and self.text_encoder is not None
+        batch = checks.num_prompts_of(prompt, prompt_embeds, can_encode) * num_videos_per_prompt
+        checks.check_generators(generator, batch)
+        checks.check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        shape = (batch, self.vae.latent_channels, *self.vae.latent_size(num_frames, height, width))
+        checks.check_latents(latents, shape)
         self._guidance_scale, self._interrupt = guidance_scale, False
         device = self._execution_device
 
         if prompt_embeds is None:
+            assert prompt is not None
             prompt_embeds, prompt_attention_mask = self.encode_prompt(
-                prompt or "", aesthetic_score=aesthetic_score, motion_score=motion_score, camera_motion=camera_motion,
+                prompt, aesthetic_score=aesthetic_score, motion_score=motion_score, camera_motion=camera_motion,
                 clean_caption=clean_caption, max_sequence_length=max_sequence_length,
             )  # fmt: skip
         prompt_embeds, mask = text.trim(prompt_embeds, prompt_attention_mask, self.transformer.max_text_tokens)
         prompt_embeds = text.for_each_video(prompt_embeds, num_videos_per_prompt).to(device)
         mask = None if mask is None else text.for_each_video(mask, num_videos_per_prompt).to(device)
 
-        batch = prompt_embeds.shape[0]
-        shape = (batch, self.vae.latent_channels, *self.vae.latent_size(num_frames, height, width))
-        latents = self._first_noise(shape, latents, generator, device)
+        noise = randn_tensor(shape, generator, device, torch.float32) if latents is None else latents
+        latents = noise.to(device, torch.float32)
         latents, weights = with_reference(self.vae, latents, reference_video, reference_start, frame_weights, generator)
         frames = None if weights is None else FrameMask(weights, self.scheduler.num_train_timesteps)
 
@@ -249,6 +255,7 @@ class OpenSoraPipeline(DiffusionPipeline):
                     given = {name: available[name] for name in callback_on_step_end_tensor_inputs}
                     changed = {**available, **(callback_on_step_end(self, index, t, given) or {})}
                     latents, prompt_embeds = changed["latents"], changed["prompt_embeds"]
+                    checks.check_callback_embeds(prompt_embeds, mask)
                 progress.update()
         self._current_timestep = None
 
@@ -292,19 +299,3 @@ class OpenSoraPipeline(DiffusionPipeline):
         dtype = self.scheduler.size_dtype
         values = {"height": height, "width": width, "fps": fps}
         return {n: torch.full((2 * batch,), float(v), dtype=dtype, device=device) for n, v in values.items()}
-
-    def _first_noise(self, shape: tuple[int, ...], latents: Tensor | None, generator: Generator, device: Any) -> Tensor:
-        if latents is None:
-            noise: Tensor = randn_tensor(shape, generator, device, torch.float32)
-            return noise
-        if tuple(latents.shape) != shape:
-            raise ValueError(f"latents have shape {tuple(latents.shape)}; this call's are {shape}")
-        return latents.to(device, torch.float32)
-
-    def _check(self, prompt: Any, prompt_embeds: Tensor | None, tensors: Sequence[str]) -> None:
-        if (prompt is None) == (prompt_embeds is None):
-            raise ValueError("give either prompt or prompt_embeds")
-        if prompt is not None and (self.tokenizer is None or self.text_encoder is None):
-            raise ValueError("this pipeline has no text encoder; give prompt_embeds")
-        if unknown := set(tensors) - set(self._callback_tensor_inputs):
-            raise ValueError(f"callbacks can have {self._callback_tensor_inputs}; asked for {sorted(unknown)}")

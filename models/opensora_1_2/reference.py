@@ -26,19 +26,35 @@ def with_reference(
     """
     placed = None
     if video is not None:
-        first = generator[0] if isinstance(generator, list) else generator
-        reference = encode_reference(vae, video, latents.shape[3], latents.shape[4], first, latents.device)
-        latents, placed = place(latents, reference, start)
+        latents, placed = place(latents, encode_reference(vae, video, latents, generator), start)
     return latents, placed if weights is None else check_weights(weights, latents)
 
 
 def encode_reference(
-    vae: OpenSoraVAE, video: Any, rows: int, columns: int, generator: torch.Generator | None, device: Any
+    vae: OpenSoraVAE, video: Any, latents: Tensor, generator: torch.Generator | list[torch.Generator] | None
 ) -> Tensor:
-    """The latent float32 [B, C, T_ref, H, W] of pictures or of a tensor [(B,) T, C, H, W] in 0 to 1, made to fit."""
-    factor = vae.spatial_factor
-    frames = VideoProcessor(vae_scale_factor=factor).preprocess_video(video, rows * factor, columns * factor)
-    return vae.encode(frames.to(device, vae.dtype), generator).float()
+    """The latent of pictures or of a tensor [(B,) T, C, H, W] in 0 to 1, made to fit `latents` [B, C, T, H, W].
+
+    Float32 [B, C, T_ref, H, W], or [1, ...] where one reference and one generator are for all videos. With a generator
+    for each video, each draws what it would draw alone.
+
+    Raises:
+        ValueError: neither one reference nor one for each video.
+    """
+    batch, factor = latents.shape[0], vae.spatial_factor
+    frames = VideoProcessor(vae_scale_factor=factor).preprocess_video(
+        video, latents.shape[3] * factor, latents.shape[4] * factor
+    )
+    if len(frames) not in (1, batch):
+        raise ValueError(
+            f"reference_video has a batch of {len(frames)}, but this call makes {batch} videos (prompts times "
+            f"num_videos_per_prompt); give one reference for all or one for each"
+        )
+    frames = frames.to(latents.device, vae.dtype)
+    if not isinstance(generator, list):
+        return vae.encode(frames, generator).float()
+    each = frames.expand(batch, -1, -1, -1, -1).split(1)
+    return torch.cat([vae.encode(video, own) for video, own in zip(each, generator, strict=True)]).float()
 
 
 def place(latents: Tensor, reference: Tensor, start: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 from fsframework.core.registry import nearest
 
 RATIOS = ("9:16", "16:9", "3:4", "4:3", "1:1")
@@ -63,10 +65,18 @@ def num_frames_of(length: int | str) -> int:
     """Frames of a length given as a number or a name (`2s`, `4x`).
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or not a whole number (17.0 is none).
     """
-    if isinstance(length, int):
-        return length
-    if length not in NUM_FRAMES:
-        raise ValueError(f"unknown length {length!r}. {nearest(length, list(NUM_FRAMES))} Or give a number of frames.")
-    return NUM_FRAMES[length]
+    if isinstance(length, str):
+        if length not in NUM_FRAMES:
+            raise ValueError(
+                f"unknown length {length!r}. {nearest(length, list(NUM_FRAMES))} Or give a number of frames."
+            )
+        return NUM_FRAMES[length]
+    try:
+        return operator.index(length)
+    except TypeError:
+        raise ValueError(
+            f"num_frames={length!r} is a {type(length).__name__}; give a whole number of frames such as 51, or a name such "
+            f"as '2s'"
+        ) from None

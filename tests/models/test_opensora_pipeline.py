@@ -113,6 +113,15 @@ class TestPrompts:
         expected = run(pipe, None, prompt_embeds=states, prompt_attention_mask=mask)
         assert torch.equal(run(pipe, None, prompt_embeds=states, prompt_attention_mask=mask.bool()), expected)
 
+    def test_no_prompts_at_all_are_refused(self, pipe):
+        with pytest.raises(ValueError, match="prompt is an empty list, so there is no video to make"):
+            run(pipe, [])
+        with pytest.raises(ValueError, match="prompt is an empty list"):
+            pipe.encode_prompt([])
+        for shape in ((0, 6, 16), (1, 0, 16), (6, 16)):
+            with pytest.raises(ValueError, match=r"prompt_embeds have shape .*; needed is \[prompts"):
+                run(pipe, None, prompt_embeds=torch.zeros(shape))
+
     def test_an_empty_prompt_is_one_token(self, pipe):
         assert run(pipe, "").isfinite().all()
 
@@ -200,6 +209,13 @@ class TestSampling:
         both = run(pipe, [LONG, LONG], generator=each)
         assert torch.allclose(both, torch.cat([run(pipe), run(pipe, seed=1)]), atol=1e-5)
 
+    @pytest.mark.parametrize(("count", "more"), [(1, {}), (3, {}), (2, dict(num_videos_per_prompt=2)), (0, {})])
+    def test_another_number_of_generators_than_of_videos_is_refused(self, pipe, count, more):
+        each = [torch.Generator().manual_seed(seed) for seed in range(count)]
+        batch = 2 * more.get("num_videos_per_prompt", 1)
+        with pytest.raises(ValueError, match=f"generator is a list of {count}, but this call makes {batch} videos"):
+            run(pipe, [SHORT, LONG], generator=each, **more)
+
     @pytest.mark.parametrize("output_type", ["pt", "np", "pil"])
     def test_frames_come_as_asked_for_and_in_zero_to_one(self, pipe, output_type):
         frames = run(pipe, output_type=output_type)
@@ -236,6 +252,23 @@ class TestSampling:
         with pytest.raises(ValueError, match=r"asked for \['x'\]"):
             run(pipe, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=["x"])
 
+    def test_a_callback_may_change_the_length_of_states_only_where_no_mask_has_it(self, pipe):
+        def shorten(pipe, step, t, tensors):
+            return {"prompt_embeds": tensors["prompt_embeds"][:, :2]}
+
+        arguments = dict(callback_on_step_end=shorten, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+        assert run(pipe, LONG, **arguments).isfinite().all()
+        message = r"callback_on_step_end returned prompt_embeds of shape \(2, 2, 16\).*mask is for \(2, 7\)"
+        with pytest.raises(ValueError, match=message):
+            run(pipe, [SHORT, LONG], **arguments)
+
+    def test_times_of_ones_own_replace_the_number_of_steps(self, pipe):
+        seen = []
+        run(pipe, timesteps=[1000, 500], callback_on_step_end=lambda pipe, step, t, tensors: seen.append(float(t)))
+        assert seen == [1000, 500]
+        with pytest.raises(ValueError, match="give a list of at least one time"):
+            run(pipe, timesteps=[])
+
     def test_sizes_are_rounded_as_the_release_does_only_if_the_sampler_says_so(self, pipe):
         seen = []
         hook = pipe.transformer.register_forward_pre_hook(
@@ -268,6 +301,17 @@ class TestGivenFrames:
         kept = run(pipe, reference_video=torch.rand(17, 3, 16, 16), frame_weights=[0.0] * 5, output_type="pt")
         assert kept.shape == (1, 17, 3, 16, 16)
 
+    @pytest.mark.parametrize("one_each", [False, True])
+    def test_with_a_generator_each_a_video_in_a_batch_is_what_it_is_alone(self, pipe, one_each):
+        video = torch.rand(2 if one_each else 1, 17, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+        weights = [0.0, 0.5, 1.0, 1.0, 1.0]
+        each = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+        both = run(pipe, [SHORT, LONG], generator=each, reference_video=video, frame_weights=weights)
+        for row, prompt in enumerate((SHORT, LONG)):
+            own = video[row : row + 1] if one_each else video
+            alone = run(pipe, prompt, seed=row, reference_video=own, frame_weights=weights)
+            assert torch.allclose(both[row], alone[0], atol=1e-4)
+
     def test_weights_of_one_change_nothing(self, pipe):
         noise = torch.randn(1, 4, 5, 8, 8, generator=torch.Generator().manual_seed(5))
         free = run(pipe, latents=noise)
@@ -279,6 +323,11 @@ class TestGivenFrames:
             (dict(frame_weights=[1.0, 0.0]), r"frame_weights have shape \(2,\); needed is \[5\] or \[1, 5\]"),
             (dict(frame_weights=[2.0] * 5), "must be 0 to 1"),
             (dict(reference_video=torch.rand(1, 1, 3, 16, 16), reference_start=5), "starts at 5, but the video has 5"),
+            (dict(reference_video=torch.rand(2, 1, 3, 16, 16)), "has a batch of 2, but this call makes 1 videos"),
+            (
+                dict(prompt=[SHORT, LONG], num_videos_per_prompt=2, reference_video=torch.rand(2, 1, 3, 16, 16)),
+                "has a batch of 2, but this call makes 4 videos",
+            ),
         ],
     )
     def test_frames_that_do_not_fit(self, pipe, arguments, message):
@@ -291,6 +340,9 @@ class TestSizes:
         assert size_of("480p", "9:16") == (480, 854)
         assert size_of("720p", "1:1") == (960, 960)
         assert [num_frames_of(n) for n in ("2s", "4x", "16s", 17)] == [51, 204, 408, 17]
+
+    def test_a_number_of_frames_may_be_any_kind_of_whole_number(self):
+        assert num_frames_of(np.int64(17)) == 17
 
     def test_the_names_are_those_of_the_recorded_tables(self):
         for name, table in load_oracle("rflow_tables.json").items():
@@ -311,6 +363,8 @@ class TestSizes:
         [
             (dict(num_frames=16), "can not make 16 frames: a video is 1 frame or at least 17"),
             (dict(num_frames="3s"), "unknown length '3s'"),
+            (dict(num_frames=17.0), "num_frames=17.0 is a float; give a whole number of frames such as 51"),
+            (dict(num_frames=[17]), r"num_frames=\[17\] is a list; give a whole number"),
             (dict(height=None, width=None, resolution="720"), r"unknown resolution '720'.*Did you mean '720p'\?"),
             (dict(height=None, width=None, resolution="720p", aspect_ratio="2:1"), "height to width"),
             (dict(width=None), "give height and width, or resolution"),
