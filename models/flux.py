@@ -46,14 +46,15 @@ class Flux(ModelAdapter):
     batched_inputs = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance")
     checkpoints = {
         "flux-dev": Checkpoint(
-            "black-forest-labs/FLUX.1-dev", guidance_scale=3.5, height=1024, width=1024, dtype="bfloat16"
+            "black-forest-labs/FLUX.1-dev", guidance_scale=3.5, height=1024, width=1024, dtype="bfloat16", num_branches=1,
         ),
         "flux-schnell": Checkpoint(
-            "black-forest-labs/FLUX.1-schnell", num_steps=4, guidance_scale=0.0, height=1024, width=1024, dtype="bfloat16"
+            "black-forest-labs/FLUX.1-schnell", num_steps=4, guidance_scale=0.0, height=1024, width=1024, dtype="bfloat16",
+            num_branches=1,
         ),
         "flux-kontext-dev": Checkpoint(
             "black-forest-labs/FLUX.1-Kontext-dev", num_steps=28, guidance_scale=2.5, height=1024, width=1024,
-            dtype="bfloat16",
+            dtype="bfloat16", num_branches=1,
         ),
     }  # fmt: skip
     tiny_config = dict(

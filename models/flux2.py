@@ -44,11 +44,11 @@ class Flux2(ModelAdapter):
     batched_inputs = ("hidden_states", "encoder_hidden_states", "timestep", "guidance", "txt_ids", "img_ids")
     checkpoints = {
         "flux2-dev": Checkpoint(
-            "black-forest-labs/FLUX.2-dev", guidance_scale=4.0, height=1024, width=1024, dtype="bfloat16"
+            "black-forest-labs/FLUX.2-dev", guidance_scale=4.0, height=1024, width=1024, dtype="bfloat16", num_branches=1,
         ),
         "flux2-klein-4b": Checkpoint(
             "black-forest-labs/FLUX.2-klein-4B", num_steps=4, guidance_scale=1.0, height=1024, width=1024,
-            dtype="bfloat16",
+            dtype="bfloat16", num_branches=1,
         ),
     }  # fmt: skip
     tiny_config = dict(

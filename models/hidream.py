@@ -46,7 +46,13 @@ class HiDream(ModelAdapter):
             "HiDream-ai/HiDream-I1-Full", guidance_scale=5.0, height=1024, width=1024, dtype="bfloat16"
         ),
         "hidream-dev": Checkpoint(
-            "HiDream-ai/HiDream-I1-Dev", num_steps=28, guidance_scale=0.0, height=1024, width=1024, dtype="bfloat16"
+            "HiDream-ai/HiDream-I1-Dev",
+            num_steps=28,
+            guidance_scale=0.0,
+            height=1024,
+            width=1024,
+            dtype="bfloat16",
+            num_branches=1,
         ),
     }
     counted_live = True  # it reads the sizes of the images and the tokens of each expert from tensors

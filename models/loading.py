@@ -6,13 +6,14 @@ import dataclasses
 import importlib
 import inspect
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fsframework.core import ADAPTERS, Checkpoint, LoadedModel, ModelAdapter
+from fsframework.core import ADAPTERS, Checkpoint, LoadedModel, ModelAdapter, ReuseWarning
 from fsframework.core.discovery import draft_adapter, find_block_lists
 from fsframework.core.registry import nearest
 
@@ -39,8 +40,23 @@ def find_adapter(target: Any) -> tuple[ModelAdapter, nn.Module, Any]:
         if module is not None and _class_name(module) in adapter.transformer_classes:
             if (why := adapter.unsupported_pipelines.get(type(target).__name__)) is not None:
                 raise ValueError(f"{type(target).__name__} can not be used with reuse: {why}")
+            _say_if_untested(adapter, target, bare)
             return adapter, module, pipe
     raise ValueError(_no_adapter(target))
+
+
+def _say_if_untested(adapter: ModelAdapter, target: Any, bare: bool) -> None:
+    name = type(target).__name__
+    own = bare or not type(target).__module__.startswith("diffusers.")
+    if own or name in adapter.pipeline_classes or not adapter.pipeline_classes:
+        return
+    warnings.warn(
+        f"{name} is not among the pipelines that {type(adapter).__name__} was tried with "
+        f"({', '.join(adapter.pipeline_classes)}). If full compute under reuse is not bit-identical to the bare pipeline, its "
+        f"loop is of another kind.",
+        ReuseWarning,
+        stacklevel=4,
+    )
 
 
 def _no_adapter(target: Any) -> str:

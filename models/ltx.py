@@ -16,6 +16,9 @@ class LTXVideo(ModelAdapter):
 
     transformer_classes = ("LTXVideoTransformer3DModel",)
     pipeline_classes = ("LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline")
+    unsupported_pipelines = {
+        "LTXI2VLongMultiPromptPipeline": "it makes a video per window and leaves steps out, so steps and videos do not match"
+    }
     blocks = (
         BlockList(
             "transformer_blocks",

@@ -20,6 +20,9 @@ class LTX2(ModelAdapter):
 
     transformer_classes = ("LTX2VideoTransformer3DModel",)
     pipeline_classes = ("LTX2Pipeline", "LTX2ImageToVideoPipeline", "LTX2ConditionPipeline")
+    unsupported_pipelines = {
+        "LTX2DFRPipeline": "it calls the transformer once per tile in a step, on latents of another size each"
+    }
     blocks = (
         BlockList(
             "transformer_blocks",

@@ -53,6 +53,10 @@ class OpenSora(ModelAdapter):
             "hpcai-tech/OpenSora-STDiT-v3", num_steps=30, guidance_scale=7.0, height=240, width=426, num_frames=51,
             fps=24, dtype="bfloat16", structure={},
         ),
+        "opensora-1.2-720p": Checkpoint(
+            "hpcai-tech/OpenSora-STDiT-v3", num_steps=30, guidance_scale=7.0, height=720, width=1280, num_frames=51,
+            fps=24, dtype="bfloat16", structure={},
+        ),
     }  # fmt: skip
     tiny_config = dict(
         in_channels=4, hidden_size=16, depth=3, num_heads=2, mlp_ratio=2.0, caption_channels=12, model_max_length=5

@@ -28,7 +28,13 @@ class ZImage(ModelAdapter):
     batched_inputs = ("x", "t", "cap_feats")
     checkpoints = {
         "z-image-turbo": Checkpoint(
-            "Tongyi-MAI/Z-Image-Turbo", num_steps=9, guidance_scale=0.0, height=1024, width=1024, dtype="bfloat16"
+            "Tongyi-MAI/Z-Image-Turbo",
+            num_steps=9,
+            guidance_scale=0.0,
+            height=1024,
+            width=1024,
+            dtype="bfloat16",
+            num_branches=1,
         ),
     }
     tiny_config = dict(

@@ -412,9 +412,13 @@ class LoadedModel:
                 raise ValueError(
                     f"{type(self.pipe).__name__} takes no {own_name!r}. {nearest(own_name, list(accepted))}"
                 )
-        arguments = {name: value for name, value in arguments.items() if name in accepted}
+        arguments = {"prompt": prompt, **{name: value for name, value in arguments.items() if name in accepted}}
+        needed = [n for n, p in accepted.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+        missing = [name for name in needed[1:] if name not in arguments]
+        if missing:
+            raise ValueError(f"{type(self.pipe).__name__} also needs {', '.join(missing)}: give them to generate(...)")
         generator = torch.Generator("cpu").manual_seed(seed)
-        result = self.pipe(prompt, generator=generator, output_type="pt", **arguments)
+        result = self.pipe(generator=generator, output_type="pt", **arguments)
         frames: Tensor = result.frames if hasattr(result, "frames") else result.images
         if frames.ndim == 5:
             frames = frames[0]

@@ -105,6 +105,12 @@ class ReuseCache:
                     f"not be reused. The model or a callback writes into a block's output; clone it there."
                 )
 
+    def drop(self, branch: str) -> None:
+        """Forget what a branch has stored."""
+        for key in [key for key in self._entries if key[0] == branch]:
+            self.num_bytes -= sum(entry.num_bytes for entry in self._entries.pop(key))
+            self._like.pop(key, None)
+
     def clear(self) -> None:
         """Drop everything; `peak_bytes` stays."""
         self._entries.clear()

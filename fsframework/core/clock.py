@@ -104,8 +104,8 @@ class Clock:
         own = self.own
         assert own is not None
         if isinstance(timestep, Tensor):
-            first = timestep.reshape(-1)[:1]
-            value = first.tolist()[0] if first.device.type == "cpu" else meter.fetch(first)[0]
+            first = _of_first_sample(timestep)
+            value = first.reshape(1).tolist()[0] if first.device.type == "cpu" else meter.fetch(first)[0]
         else:
             value = float(timestep)
         nearest = min(range(len(own)), key=lambda i: abs(own[i] - value))
@@ -118,11 +118,16 @@ class Clock:
         return nearest
 
 
+def _of_first_sample(timestep: Tensor) -> Tensor:
+    """The timestep of the first sample; where each token or frame has its own, of those that are denoised: the largest."""
+    return timestep if timestep.ndim == 0 else timestep[0].max()
+
+
 def _begin(timesteps: Sequence[float], first: Any) -> int:
     """Index of the timestep a video begins with; 0 where the model is told something else, such as a noise level."""
     if not isinstance(first, Tensor) or not timesteps:
         return 0
-    value = float(first.reshape(-1)[:1].tolist()[0])
+    value = float(_of_first_sample(first).reshape(1).tolist()[0])
     return next((i for i, t in enumerate(timesteps) if abs(t - value) <= 1e-4 * max(1.0, abs(t))), 0)
 
 

@@ -35,6 +35,8 @@ class _Video:
         self.ran = False
         self.seen: set[str] = set()
         self.states: dict[str, Any] = {}
+        self.shapes: dict[str, dict[str, Any]] = {}
+        """By branch, the shapes of the last forward's inputs."""
         self.runs: dict[str, Run] = {}
 
     def go_to(self, step: int) -> None:
@@ -115,6 +117,10 @@ class ReuseEngine:
         self._video: _Video | None = None
         self._last: _Video | None = None
         self.num_videos = 0
+        self.num_started = 0
+        """How often the scheduler was given new timesteps."""
+        self.video_started = 0
+        """`num_started` when the newest video began."""
         self.num_forwards = 0
         self.may_idle = False
         """Seeing no forward needs no warning."""
@@ -126,8 +132,8 @@ class ReuseEngine:
         self._installed: list[tuple[Any, tuple[str, Callable[..., Any]], wrap.Slot]] = []
         self._actives: list[wrap.Active] = []
         self._flops: dict[str, dict[Site, float]] = {}
-        self._live: str | None = None
-        """Count the FLOPs of the next forward, under this key."""
+        self._live = False
+        """Count the FLOPs of the forward now."""
 
     # The session.
 
@@ -232,6 +238,7 @@ class ReuseEngine:
         whatever was put over them; so look at the beginning of each video whether all wrappers are still in place.
         """
         self._clock.pending = True
+        self.num_started += 1
         for owner, what, slot in self._installed:
             wrap.restore_lost(owner, what, slot)
 
@@ -281,6 +288,7 @@ class ReuseEngine:
             self.cache, self.meter = self._new_cache(), Meter(self._group)
             self._video = _Video(Trace(self.num_videos, self.sites, timesteps, self.policy.parts))
             self.num_videos += 1
+            self.video_started = self.num_started
         video = self._video
         assert video is not None
         if own_step is not None and own_step != video.step:
@@ -329,14 +337,16 @@ class ReuseEngine:
         video.seen.add(branch)
         video.ran = True
         trace = video.trace
-        if trace.count_flops is None:
-            self._prepare_count(trace, args, kwargs)
+        self._live = False
+        if branch not in trace.count_flops:
+            self._prepare_count(trace, branch, args, kwargs)
+        self._check_shapes(video, branch, arguments)
         self.bound.num_samples = len(arguments[self.bound.adapter.latent_input])
         if branch not in video.states:
             run = Run(len(trace.timesteps), trace.timesteps, self.sites, branch, self._run_facts(arguments))
             video.states[branch], video.runs[branch] = self.policy.start(run), run
         step = Step(video.step, len(trace.timesteps), trace.timesteps[video.step])
-        kind = ForwardRecord if self._live is None else CountingRecord
+        kind = CountingRecord if self._live else ForwardRecord
         record = kind(self, video.runs[branch], step, branch, video.states[branch], arguments)
         self.policy.begin_forward(record.state, record)
         if self.policy.eliminate_dead and not self.residual_sites and not self.bound.keeps_aside:
@@ -354,6 +364,26 @@ class ReuseEngine:
         self.policy.end_forward(record.state, record)
         return output
 
+    def _check_shapes(self, video: _Video, branch: str, arguments: Mapping[str, Any]) -> None:
+        """Drop what a branch has cached when its inputs change their shapes in the middle of a video: nothing fits."""
+        names = self.bound.adapter.batched_inputs
+        found = {name: shapes(arguments[name]) for name in names if arguments.get(name) is not None}
+        known = video.shapes.get(branch)
+        video.shapes[branch] = found
+        if known is None or known == found:
+            return
+        self.cache.drop(branch)
+        changed = [
+            f"{name} from {known.get(name)} to {found.get(name)}"
+            for name in names
+            if known.get(name) != found.get(name)
+        ]
+        self._warn(
+            "shapes",
+            f"the inputs of branch {branch!r} changed their shapes at step {video.step} ({'; '.join(changed)}), so nothing "
+            f"cached fits and everything is recomputed.",
+        )
+
     def run_model(
         self,
         record: ForwardRecord,
@@ -367,11 +397,11 @@ class ReuseEngine:
         trace = self.note_forward(record, batch_share)
         first = len(trace)
         self.forward_record = record
-        if isinstance(record, CountingRecord) and self._live is not None:
+        if isinstance(record, CountingRecord) and batch_share == 1.0:
             with record.counter:
                 output = slot.call(model, args, kwargs)
-            self._flops[self._live] = {self.bound.model_site(): record.total_flops, **record.flops}
-            self._live = None
+            counted = {self.bound.model_site(): record.total_flops, **record.flops}
+            trace.count_flops[record.branch] = lambda: counted
         else:
             output = slot.call(model, args, kwargs)
         self.forward_record = None
@@ -450,16 +480,12 @@ class ReuseEngine:
             return numbers
         return {name: value if name == "num_steps" else math.nan for name, value in numbers.items()}
 
-    def _prepare_count(self, trace: Trace, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Have the FLOPs of this video's forwards counted: when asked for, or by the forward that now begins."""
-        if not self.bound.adapter.counted_live:
+    def _prepare_count(self, trace: Trace, branch: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Have the FLOPs of a branch's forwards counted: when asked for, or by its first forward, which now begins."""
+        self._live = self.bound.adapter.counted_live
+        if not self._live:
             call = (to_meta(args), to_meta(kwargs))
-            trace.count_flops = lambda: self._site_flops(call)
-            return
-        key = repr(shapes((args, kwargs)))
-        if key not in self._flops:
-            self._live = key
-        trace.count_flops = lambda: self._flops.get(key, {})
+            trace.count_flops[branch] = lambda: self._site_flops(call)
 
     def _site_flops(self, call: tuple[Any, Any]) -> dict[Site, float]:
         key = repr(shapes(call))
@@ -479,6 +505,10 @@ class ReuseEngine:
         latent = arguments[self.bound.adapter.latent_input]
         shape = (len(latent), *latent[0].shape)
         return {"device": latent[0].device, "latent_shape": shape, **self._facts}
+
+    def share_warnings(self, other: ReuseEngine) -> None:
+        """Say once what `other` and this engine would both say."""
+        self._warned = other._warned
 
     def _warn(self, key: str, message: str) -> None:
         if key not in self._warned:

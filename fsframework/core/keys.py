@@ -14,7 +14,7 @@ from fsframework.core.site import Site, State
 class BlockKey:
     """A block: its sites, and how to take its streams from its arguments and put them into its return value."""
 
-    __slots__ = ("asked", "bound", "index", "positions", "regions", "same_order", "single", "site")
+    __slots__ = ("asked", "bound", "in_tuple", "index", "positions", "regions", "same_order", "single", "site")
 
     def __init__(
         self, bound: BoundBlock, index: int, site: Site, asked: bool, regions: tuple[Site, ...], pos: Mapping[str, int]
@@ -27,6 +27,8 @@ class BlockKey:
         self.regions = regions
         self.positions = tuple((name, pos[name]) for name in facts.streams)
         self.single = len(facts.returns) == 1
+        self.in_tuple = False
+        """The one stream comes back in a tuple, as seen when the block ran."""
         self.same_order = facts.returns == facts.streams
 
     def streams(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> State:
@@ -36,9 +38,15 @@ class BlockKey:
     def pack(self, output: Any) -> State:
         """A return value as a State, video first, without streams that end here (the last block of SD3 gives no text)."""
         if self.single:
-            return (output[0],) if isinstance(output, tuple) else (output,)
+            if not isinstance(output, tuple):
+                return (output,)
+            self.in_tuple = True
+            self._check(output)
+            return (output[0],)
+        if not isinstance(output, (tuple, list)) or len(output) != len(self.positions):
+            self._check(output)
         if self.same_order:
-            value = tuple(output[: len(self.positions)])
+            value = tuple(output)
         else:
             returns = self.bound.facts.returns
             value = tuple([output[returns.index(name)] for name in self.bound.facts.streams])
@@ -47,13 +55,23 @@ class BlockKey:
     def unpack(self, value: tuple[Tensor | None, ...]) -> Any:
         """A State as the block would return it."""
         if self.single:
-            return value[0]
+            return (value[0],) if self.in_tuple else value[0]
         if missing := len(self.positions) - len(value):
             value = (*value, *[None] * missing)
         if self.same_order:
             return value
         streams = self.bound.facts.streams
         return tuple(value[streams.index(name)] for name in self.bound.facts.returns)
+
+    def _check(self, output: Any) -> None:
+        """Raise if the block does not give back as many streams as its adapter says."""
+        returns = self.bound.facts.returns
+        found = len(output) if isinstance(output, (tuple, list)) else 1
+        if found != len(returns):
+            raise ValueError(
+                f"{self.bound.facts.path}.{self.bound.ordinal}, a {type(self.bound.module).__name__}, returned {found} "
+                f"values, but its adapter says that it returns {returns}. Name all of them in BlockList.returns."
+            )
 
     def replace(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], value: State

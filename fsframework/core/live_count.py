@@ -12,13 +12,19 @@ from fsframework.core.wrap import Slot
 
 
 class CountingRecord(ForwardRecord):
-    """A forward that also counts its FLOPs: enter `counter` around it. Only a video's first forward is one."""
+    """A forward that also counts its FLOPs: enter `counter` around it. The first one of each branch in a video is one."""
 
     def __init__(self, *args: Any) -> None:
-        from torch.utils.flop_counter import FlopCounterMode
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+        def attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+            return sdpa_flop_count(query, key, value)
 
         super().__init__(*args)
-        self.counter = FlopCounterMode(display=False)
+        # The counter knows the GPU's attention kernels but not the CPU's, which would then cost nothing.
+        on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        self.counter = FlopCounterMode(display=False, custom_mapping={on_cpu: attention})
         self.flops: dict[Site, float] = {}
         """What went by while each block or sub-module ran."""
 

@@ -125,6 +125,12 @@ class ModelCall:
         self._engine.output_types[self._plain] = type(output)
         if isinstance(output, Tensor):
             return output
+        parts = list(output) if isinstance(output, tuple) else list(output.values())
+        if sum(part is not None for part in parts) > 1:
+            raise ValueError(
+                f"{type(self._model).__name__} predicts {len(parts)} things at once (video and audio, say), and a policy "
+                f"about the whole model can put only one in place. Ask about the trunk or the blocks instead."
+            )
         return stacked(output[0] if isinstance(output, tuple) else next(iter(output.values())))
 
     @property
@@ -143,9 +149,11 @@ class ModelCall:
 
 
 def _padded(latent: Tensor, prediction: Tensor) -> Tensor:
-    """The latent with zeros for the prediction's extra channels (a learned variance that pipelines drop)."""
+    """The latent in the prediction's shape: zeros for its extra channels (a learned variance that pipelines drop), without
+    the channels that are only a condition (the image of an image-to-video model)."""
     if latent.shape == prediction.shape:
         return latent
     out = torch.zeros_like(prediction)
-    out[tuple(slice(0, size) for size in latent.shape)] = latent
+    common = tuple(slice(0, min(a, b)) for a, b in zip(latent.shape, prediction.shape))
+    out[common] = latent[common]
     return out

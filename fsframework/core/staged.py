@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 from fsframework.core.engine import ReuseEngine
 from fsframework.core.site import Site
@@ -23,6 +24,8 @@ class StagedSession:
     def __init__(self, engines: Sequence[ReuseEngine]) -> None:
         self.engines = tuple(engines)
         self.policy = self.engines[0].policy
+        for engine in self.engines[1:]:
+            engine.share_warnings(self.engines[0])
         self.sites: list[Site] = [site for engine in self.engines for site in engine.sites]
 
     def __enter__(self) -> StagedSession:
@@ -38,10 +41,20 @@ class StagedSession:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        saw_forwards = any(engine.num_forwards for engine in self.engines)
-        for engine in reversed(self.engines):
-            engine.may_idle = saw_forwards  # a video of few steps may have none at low noise
-            engine.__exit__(*exc)
+        with ExitStack() as stack:  # all are left, also if a warning of one is an error
+            for engine in self.engines:
+                engine.may_idle = self.num_forwards > 0  # a video of few steps may have none at low noise
+                stack.callback(engine.__exit__, *exc)
+
+    @property
+    def num_forwards(self) -> int:
+        """Forwards of all denoisers in this session."""
+        return sum(engine.num_forwards for engine in self.engines)
+
+    @property
+    def num_videos(self) -> int:
+        """Videos begun in this session."""
+        return max(engine.num_videos for engine in self.engines)
 
     def attach(self) -> StagedSession:
         """Open the session without a `with` block; `detach` closes it."""
@@ -71,12 +84,12 @@ class StagedSession:
         }
 
     def _of_one_video(self) -> list[ReuseEngine]:
-        """The engines that took part in the newest video; all run in the same videos as long as both have steps."""
+        """The engines that took part in the newest video: a stopped one, or one of few steps, may not reach the second."""
         having = [engine for engine in self.engines if engine.num_videos]
         if not having:
             raise RuntimeError("no video was generated in this session yet, so there is no trace")
-        newest = max(engine.num_videos for engine in having)
-        return [engine for engine in having if engine.num_videos == newest]
+        newest = max(engine.video_started for engine in having)
+        return [engine for engine in having if engine.video_started == newest]
 
 
 def join(traces: Sequence[Trace]) -> Trace:
@@ -86,10 +99,10 @@ def join(traces: Sequence[Trace]) -> Trace:
         first.video, [s for t in traces for s in t.sites], [t for one in traces for t in one.timesteps], first.parts
     )
 
-    def count_flops() -> dict[Site, float]:
-        return {site: flops for trace in traces for site, flops in trace.flops_per_site().items()}
+    def counter(branch: str) -> Callable[[], dict[Site, float]]:
+        return lambda: {site: flops for trace in traces for site, flops in trace.flops_per_site(branch).items()}
 
-    out.count_flops = count_flops
+    out.count_flops = {branch: counter(branch) for trace in traces for branch in trace.count_flops}
     first_step = 0
     for trace in traces:
         first_row = len(out)

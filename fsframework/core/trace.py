@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fsframework.core.site import Part, Site
+from fsframework.core.site import Branch, Part, Site
 
 if TYPE_CHECKING:
     import pandas
@@ -53,8 +53,9 @@ class Trace:
     timesteps: Sequence[float]
     parts: frozenset[Part]
     """The parts the policy is asked about: only their rows count as decisions."""
-    count_flops: Callable[[], dict[Site, float]] | None = None
-    """Gives the FLOPs of each site, and of the whole model under the MODEL site, when first needed."""
+    count_flops: dict[str, Callable[[], dict[Site, float]]] = field(default_factory=dict)
+    """By branch: gives the FLOPs of each site, and of the whole model under the MODEL site, when first needed. Branches may
+    differ, in samples or in text tokens."""
 
     step: list[int] = field(default_factory=list)
     branch: list[str] = field(default_factory=list)
@@ -71,7 +72,7 @@ class Trace:
     """(step, branch, share of the batch, denoiser) of every forward of the model."""
     _logged: dict[str, list[tuple[int, Value]]] = field(default_factory=lambda: defaultdict(list))
     _resolved: dict[str, dict[int, float]] = field(default_factory=dict)
-    _flops: dict[Site, float] | None = None
+    _flops: dict[str, dict[Site, float]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.step)
@@ -180,35 +181,46 @@ class Trace:
 
     def total_flops(self) -> tuple[float, float]:
         """(executed, full): FLOPs of all forwards of this video, and what full compute would have cost."""
-        per_site = self.flops_per_site()
-        whole = {site.denoiser: flops for site, flops in per_site.items() if site.part is Part.MODEL}
-        full = sum(whole.get(model, NAN) for _, _, _, model in self.forwards)
-        executed = sum(whole.get(model, NAN) * share for _, _, share, model in self.forwards)
-        for row, (site, decision) in enumerate(zip(self.site, self.decision)):
+        full = executed = 0.0
+        for _, branch, share, model in self.forwards:
+            counted = self.flops_per_site(branch)
+            whole = next((f for s, f in counted.items() if s.part is Part.MODEL and s.denoiser == model), NAN)
+            full += whole
+            executed += whole * share
+        for row, (site, branch, decision) in enumerate(zip(self.site, self.branch, self.decision)):
             if site.part in (Part.MODEL, Part.TRUNK, Part.SPAN) or decision in (RECOMPUTE, BLEND):
                 continue  # regions own no FLOPs: their blocks have rows of their own
-            executed -= per_site.get(site, NAN) * (1 - self.share.get(row, 0.0)) * self.batch_share.get(row, 1.0)
+            cost = self.flops_per_site(branch).get(site, NAN)
+            executed -= cost * (1 - self.share.get(row, 0.0)) * self.batch_share.get(row, 1.0)
         return executed, full
 
-    def flops_per_site(self) -> dict[Site, float]:
-        """FLOPs of one full visit of each site; the whole model under the MODEL site. Counted once, from shapes."""
-        if self._flops is None:
-            self._flops = self.count_flops() if self.count_flops is not None else {}
-        return self._flops
+    def flops_per_site(self, branch: str | None = None) -> dict[Site, float]:
+        """FLOPs of one full visit of each site in a branch; the whole model under the MODEL site. Counted once.
+
+        A half of a joint batch that was run alone has the batch's count (and a share of it in `batch_share`). Without a
+        branch: those of the first.
+        """
+        counters = self.count_flops
+        if not counters:
+            return {}
+        name = branch if branch in counters else Branch.JOINT if Branch.JOINT in counters else next(iter(counters))
+        if name not in self._flops:
+            self._flops[name] = counters[name]()
+        return self._flops[name]
 
     def _row_flops(self) -> list[float]:
-        per_site = self.flops_per_site()
-        nested: dict[tuple[int, int], float] = defaultdict(float)
+        inside: dict[tuple[str, int], list[Site]] = defaultdict(list)
         for site in {s for s in self.site if s.part.inside_block}:
-            nested[(site.start, site.stop)] += per_site.get(site, NAN)
+            inside[(site.denoiser, site.start)].append(site)
         out = []
-        for row, (site, decision) in enumerate(zip(self.site, self.decision)):
+        for row, (site, branch, decision) in enumerate(zip(self.site, self.branch, self.decision)):
             if site.part in (Part.MODEL, Part.TRUNK, Part.SPAN):
                 out.append(0.0)
                 continue
+            per_site = self.flops_per_site(branch)
             own = per_site.get(site, NAN)
             if site.part is Part.BLOCK:
-                own -= nested[(site.start, site.stop)]
+                own -= sum(per_site.get(part, NAN) for part in inside[(site.denoiser, site.start)])
             executed = 1.0 if decision in (RECOMPUTE, BLEND) else self.share.get(row, 0.0)
             out.append(own * executed * self.batch_share.get(row, 1.0))
         return out

@@ -56,16 +56,31 @@ class TraceGrid:
         return short_names(self.sites)
 
 
+_KINDS = ("spatial", "temporal", "joint", "single", "control", "mixed")
+
+
 def short_names(sites: list[str]) -> list[str]:
-    """`spatial.3` -> `s3`, `temporal.3.mlp` -> `t3.mlp`; full names where two kinds share a first letter."""
-    kinds = {site.split(".")[0] for site in sites if "." in site and not site.startswith("span.")}
+    """`spatial.3` -> `s3`, `temporal.3.mlp` -> `t3.mlp`, `transformer_2.joint.3` -> `2:j3`; full names where two kinds
+    share a first letter."""
+    split = [_split(site) for site in sites]
+    kinds = {kind for _, kind, _ in split if kind}
     if len({kind[0] for kind in kinds}) < len(kinds):
         return list(sites)
     out = []
-    for site in sites:
-        kind, dot, rest = site.partition(".")
-        out.append(kind[0] + rest if dot and kind != "span" else site)
+    for denoiser, kind, rest in split:
+        number = denoiser.rpartition("_")[2]
+        out.append((f"{number}:" if number else "") + (kind[:1] + rest))
     return out
+
+
+def _split(site: str) -> tuple[str, str, str]:
+    """(denoiser, kind, what follows) of a site's name; no kind for `trunk`, `model` and spans."""
+    words = site.split(".")
+    known = (*_KINDS, "span", "trunk", "model")
+    denoiser = "" if words[0] in known else words.pop(0)
+    if words[0] in _KINDS:
+        return denoiser, words[0], ".".join(words[1:])
+    return denoiser, "", ".".join(words)
 
 
 def read_trace(path: Path) -> TraceGrid:
@@ -119,8 +134,9 @@ def read_trace(path: Path) -> TraceGrid:
 
 
 def _part(site: str) -> str:
-    if site in ("model", "trunk"):
-        return site
-    if site.startswith("span."):
+    words = site.split(".")
+    if words[-1] in ("model", "trunk"):
+        return words[-1]
+    if "span" in words:
         return "span"
-    return site.split(".")[2] if site.count(".") >= 2 else "block"
+    return "block" if words[-1].isdigit() else words[-1]

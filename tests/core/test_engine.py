@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from toys import ScriptedDiT, SmoothDiT, ToyAdapter, run_scripted, run_smooth, toy_session
 
-from fsframework.core import BlockList, Kind, Part, Recompute, Reuse, ReuseEngine, ReusePolicy, ReuseWarning
+from fsframework.core import BlockList, Kind, Meter, Part, Recompute, Reuse, ReuseEngine, ReusePolicy, ReuseWarning
+from fsframework.core.clock import Clock
 from fsframework.policies import Foresight, ForesightRelease, FullCompute, StaticReuse
 
 X = torch.zeros(1, 4, 2)
@@ -367,3 +368,127 @@ class WrongJoin(TwoStreams):
 def test_streams_that_can_not_be_joined_are_named():
     with pytest.raises(ValueError, match=r"single_blocks: .* can not be \('text', 'hidden_states'\) joined"):
         WrongJoin().bind(Joined())
+
+
+@pytest.mark.parametrize("storage", ["output", "residual"])
+def test_inputs_of_another_shape_in_the_middle_of_a_video_are_recomputed_with_a_warning(storage):
+    """Guidance that is switched off: two samples, then one."""
+    model = SmoothDiT(num_blocks=2)
+    x = torch.randn(2, 6, 8)
+    with torch.no_grad():
+        bare = model(x[:1], torch.tensor([1.0]))[0]
+        with toy_session(model, StaticReuse(interval=2, warmup=1, storage=storage), 4) as session:
+            model(x, torch.zeros(2))
+            with pytest.warns(ReuseWarning, match=r"changed their shapes at step 1.*from \(2, 6, 8\) to \(1, 6, 8\)"):
+                alone = model(x[:1], torch.tensor([1.0]))[0]
+            model(x[:1], torch.tensor([2.0]))
+            reused = model(x[:1], torch.tensor([3.0]))[0]
+    assert torch.equal(alone, bare)
+    assert reused.shape == (1, 6, 8)
+    assert session.trace.decisions("joint.0") == "CCCR"
+    assert session.trace.column("forced")[2] is True
+
+
+def test_foresight_goes_on_when_the_shape_changes():
+    model = SmoothDiT(num_blocks=2)
+    x = torch.randn(2, 6, 8)
+    with torch.no_grad(), toy_session(model, Foresight(gamma=9.0, warmup=3), 8) as session:
+        for step in range(8):
+            rows = x if step < 4 else x[:1]
+            assert model(rows * (1 + 0.1 * step), torch.full((len(rows),), float(step)))[0].shape == rows.shape
+    assert "R" in session.trace.decisions("joint.0")
+
+
+class TwoValues(nn.Module):
+    def __init__(self, in_tuple):
+        super().__init__()
+        self.attn1, self.ff, self.in_tuple = nn.Linear(4, 4), nn.Linear(4, 4), in_tuple
+
+    def forward(self, hidden_states):
+        hidden_states = hidden_states + self.ff(self.attn1(hidden_states))
+        return (hidden_states,) if self.in_tuple else (hidden_states, hidden_states * 2)
+
+
+class TwoValuesDiT(nn.Module):
+    def __init__(self, in_tuple):
+        super().__init__()
+        self.transformer_blocks = nn.ModuleList([TwoValues(in_tuple)])
+
+    def forward(self, hidden_states, timestep):
+        return (self.transformer_blocks[0](hidden_states)[0],)
+
+
+def test_a_block_that_returns_more_than_its_adapter_says_is_an_error():
+    model = TwoValuesDiT(in_tuple=False)
+    with (
+        torch.no_grad(),
+        toy_session(model, StaticReuse(warmup=1), 2),
+        pytest.raises(ValueError, match="returned 2 values"),
+    ):
+        model(torch.randn(1, 3, 4), t(0))
+
+
+def test_a_block_that_returns_its_stream_in_a_tuple_gets_it_back_in_one():
+    model, x = TwoValuesDiT(in_tuple=True), torch.randn(1, 3, 4)
+    with torch.no_grad(), toy_session(model, StaticReuse(warmup=1), 2):
+        assert torch.equal(model(x, t(0))[0], model(2 * x, t(1))[0])
+
+
+def test_where_each_token_has_a_timestep_the_step_is_that_of_the_denoised_ones():
+    """LTX with a condition: the first token is at timestep 0 throughout. Half of the scheduler's steps are taken."""
+    timesteps = [900.0, 600.0, 300.0, 0.0]
+    per_token = torch.tensor([[0.0, 600.0, 600.0]] * 2)
+    assert Clock(None, timesteps).own_step(per_token, Meter()) == 1
+
+    class Scheduler:
+        num_inference_steps = 4
+        begin_index = None
+
+    Scheduler.timesteps = torch.tensor(timesteps)
+    clock = Clock(Scheduler(), None)
+    clock.open()
+    assert clock.new_timesteps(running=False, first=per_token) == [600.0, 300.0, 0.0]
+
+
+def test_flops_are_counted_for_each_branch():
+    model = SmoothDiT(num_blocks=1)
+    with torch.no_grad(), toy_session(model, FullCompute(), 2) as session:
+        for step in range(2):
+            with session.branch("joint"):
+                model(torch.randn(2, 6, 8), torch.full((2,), float(step)))
+            with session.branch("extra"):
+                model(torch.randn(1, 6, 8), t(step))
+    whole = {b: max(session.trace.flops_per_site(b).values()) for b in ("joint", "extra")}
+    assert whole["joint"] == 2 * whole["extra"]
+    assert session.summary()["flops_full"] == 2 * (whole["joint"] + whole["extra"])
+
+
+def test_a_model_that_predicts_several_things_is_not_asked_about_as_a_whole():
+    class Both(SmoothDiT):
+        def forward(self, hidden_states, timestep):
+            (video,) = super().forward(hidden_states, timestep)
+            return video, video[:, :1]
+
+    policy = type("Whole", (FullCompute,), {"parts": frozenset({Part.MODEL})})()
+    model = Both(num_blocks=1)
+    with torch.no_grad(), toy_session(model, policy, 1), pytest.raises(ValueError, match="predicts 2 things at once"):
+        model(torch.randn(1, 2, 8), t(0))
+
+
+def test_a_residual_of_the_whole_model_leaves_the_channels_of_a_condition_out():
+    class Conditioned(SmoothDiT):
+        def forward(self, hidden_states, timestep):
+            return super().forward(hidden_states[..., :8], timestep)
+
+    @dataclass(frozen=True)
+    class Whole(ReusePolicy):
+        parts = frozenset({Part.MODEL})
+        storage: str = "residual"
+
+        def decide(self, state, call, site):
+            return Reuse() if call.step.index else Recompute()
+
+    model, x = Conditioned(num_blocks=1), torch.randn(1, 2, 12)
+    with torch.no_grad(), toy_session(model, Whole(), 2):
+        first = model(x, t(0))[0]
+        assert torch.allclose(model(x + 1, t(1))[0], first + 1, atol=1e-6)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from toys import ScriptedDiT, ToyAdapter
 
-from fsframework.core import ReuseEngine, StagedSession
+from fsframework.core import ReuseEngine, ReuseWarning, StagedSession
 from fsframework.core.staged import two_stages
 from fsframework.policies import FullCompute, StaticReuse
 
@@ -73,6 +73,29 @@ def test_a_second_video_begins_anew_in_both(models):
         first = run(scheduler, *models, boundary=500.0)
         assert run(scheduler, *models, boundary=500.0) == first
     assert session.trace.video == 1
+
+
+def test_a_video_that_did_not_reach_the_second_denoiser_is_followed_by_whole_ones(models):
+    scheduler = Scheduler()
+    with staged(FullCompute(), 150.0, scheduler, *models) as session:
+        run(scheduler, *models, boundary=150.0, num_steps=4)
+        assert session.trace.timesteps == [300, 200, 100, 0]
+        scheduler.set_timesteps(4)
+        with torch.no_grad():  # stopped after one step
+            models[0](torch.zeros(1, 2, 2), scheduler.timesteps[:1])
+        assert session.trace.timesteps == [300, 200]
+        run(scheduler, *models, boundary=150.0, num_steps=4)
+        assert session.trace.timesteps == [300, 200, 100, 0]
+        assert session.summary()["num_decisions"] == 4 * 2
+        assert session.num_forwards == 9
+
+
+@pytest.mark.filterwarnings("error::fsframework.core.review.ReuseWarning")
+def test_both_denoisers_are_left_also_when_a_warning_is_an_error(models):
+    before = [sorted(m.__dict__) for model in models for m in model.modules()]
+    with pytest.raises(ReuseWarning, match="without seeing a single forward"):
+        staged(FullCompute(), 500.0, Scheduler(), *models).attach().detach()
+    assert [sorted(m.__dict__) for model in models for m in model.modules()] == before
 
 
 def test_a_video_without_low_noise_steps_has_the_first_denoiser_only(models, recwarn):
