@@ -87,6 +87,7 @@ def _no_adapter(target: Any) -> str:
 
 
 def _looks_like_denoiser(module: nn.Module) -> bool:
+    module = getattr(module, "_orig_mod", module)
     arguments = list(inspect.signature(type(module).forward).parameters)
     timed = any(name.startswith("timestep") or name in ("t", "sigma") for name in arguments)
     return timed and bool(find_block_lists(module))
