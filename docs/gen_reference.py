@@ -79,7 +79,7 @@ def _num_cached(policy: Any) -> str:
     from torch import nn
 
     from fsframework.core import BlockList, Kind, ModelAdapter, Run
-    from fsframework.core.adapter import BoundBlock, BoundModel
+    from fsframework.core.bound import BoundBlock, BoundModel
 
     spatial = BlockList("spatial", Kind.SPATIAL, cross_attention="attn2")
     temporal, joint = BlockList("temporal", Kind.TEMPORAL), BlockList("joint", Kind.JOINT)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fsframework.core import BlockList, Kind, ModelAdapter, Part, ReuseEngine, ReusePolicy
-from fsframework.core.adapter import rows_of, stacked
+from fsframework.core.samples import rows_of, stacked
 
 Script = Callable[[int, float], float]
 """(block, timestep) -> the number a scripted block outputs everywhere."""

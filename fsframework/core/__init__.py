@@ -4,12 +4,12 @@ Depends on torch and the standard library only. It knows no policy, no model, no
 """
 
 from fsframework.core.adapter import BlockList as BlockList
-from fsframework.core.adapter import BoundModel as BoundModel
-from fsframework.core.adapter import Checkpoint as Checkpoint
-from fsframework.core.adapter import LoadedModel as LoadedModel
 from fsframework.core.adapter import ModelAdapter as ModelAdapter
+from fsframework.core.bound import BoundModel as BoundModel
 from fsframework.core.cache import Entry as Entry
 from fsframework.core.cache import ReuseCache as ReuseCache
+from fsframework.core.checkpoint import Checkpoint as Checkpoint
+from fsframework.core.checkpoint import LoadedModel as LoadedModel
 from fsframework.core.decision import Blend as Blend
 from fsframework.core.decision import Decision as Decision
 from fsframework.core.decision import Forecast as Forecast

@@ -5,18 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from fsframework.core.bound import BoundBlock, BoundModel
 from fsframework.core.registry import nearest
-from fsframework.core.site import Branch, Kind, Part, Site, State
+from fsframework.core.samples import stacked
+from fsframework.core.site import Branch, Kind, Part
 
 if TYPE_CHECKING:
-    from fsframework.core.policy import ReusePolicy
-
+    from fsframework.core.checkpoint import Checkpoint
 
 Tokens = Literal["video", "text+video", "video+text"]
 """What a sub-module's input holds along its token axis, in order."""
@@ -55,37 +55,6 @@ class BlockList:
     def submodule(self, part: Part) -> str | None:
         """The attribute name of a sub-module part."""
         return {Part.ATTENTION: self.attention, Part.CROSS_ATTENTION: self.cross_attention, Part.MLP: self.mlp}[part]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A named set of weights of a family, with the sampling it is meant for."""
-
-    source: str
-    """A folder (relative to `fsframework/models`) or a Hugging Face repository."""
-    num_steps: int = 50
-    guidance_scale: float = 7.5
-    height: int | None = None
-    width: int | None = None
-    num_frames: int | None = None
-    fps: int = 8
-    dtype: str = "float32"
-    """The dtype the weights are usually run in; on a CPU always float32."""
-    revision: str | None = None
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Further arguments its pipeline is called with, such as a negative prompt without which there is no guidance."""
-    num_branches: int = 2
-    """Guidance branches of a step at the usual settings; 1 where guidance is distilled into the model."""
-    structure: Mapping[str, Any] | None = None
-    """Constructor arguments of the published transformer where they differ from its class's defaults, so that it can be
-    built without its weights and counted; None where that is not stated."""
-
-    @property
-    def pixels(self) -> tuple[int, int, int]:
-        """(frames, height, width) of a video at the usual settings; an image is one frame."""
-        if self.height is None or self.width is None:
-            raise ValueError(f"{self.source}: the checkpoint states no height and width")
-        return self.num_frames or 1, self.height, self.width
 
 
 class ModelAdapter:
@@ -229,216 +198,6 @@ class ModelAdapter:
         else:
             ordered = [block for row in numbered for block in row]
         return BoundModel(self, transformer, ordered, denoiser)
-
-
-@dataclass(frozen=True)
-class BoundBlock:
-    """A block, the facts of its list and its index there."""
-
-    facts: BlockList
-    module: nn.Module
-    ordinal: int
-
-
-@dataclass
-class BoundModel:
-    """A transformer with its blocks in execution order; makes the sites of a run."""
-
-    adapter: ModelAdapter
-    transformer: nn.Module
-    blocks: list[BoundBlock]
-    denoiser: str = ""
-    num_samples: int = field(default=1, init=False)
-
-    lengths: dict[str, int] = field(default_factory=dict, init=False)
-    """Tokens of each stream of the first block in the forward now, to take concatenated streams apart."""
-
-    def __post_init__(self) -> None:
-        self.has_concatenated = any(block.facts.concatenated for block in self.blocks)
-        self.keeps_aside = any(block.facts.kept_aside for block in self.blocks)
-
-    def note_lengths(self, streams: State) -> None:
-        """Remember the token counts of the streams [B, N, C] that enter the first block."""
-        self.lengths = {name: t.shape[1] for name, t in zip(self.blocks[0].facts.streams, streams)}
-
-    def model_site(self) -> Site:
-        """The MODEL site: everything."""
-        return self._region(Part.MODEL, 0, len(self.blocks))
-
-    def block_site(self, index: int) -> Site:
-        """The BLOCK site at an execution index."""
-        block = self.blocks[index]
-        return Site(Part.BLOCK, block.facts.kind, index, index + 1, block.ordinal, self.denoiser)
-
-    def part_sites(self, index: int, parts: frozenset[Part]) -> list[Site]:
-        """The sub-module sites of one block among `parts`, in execution order."""
-        block = self.blocks[index]
-        return [
-            Site(part, block.facts.kind, index, index + 1, block.ordinal, self.denoiser)
-            for part in (Part.ATTENTION, Part.CROSS_ATTENTION, Part.MLP)
-            if part in parts and block.facts.submodule(part) is not None
-        ]
-
-    def _region(self, part: Part, start: int, stop: int) -> Site:
-        kinds = {block.facts.kind for block in self.blocks[start:stop]}
-        return Site(part, kinds.pop() if len(kinds) == 1 else Kind.MIXED, start, stop, denoiser=self.denoiser)
-
-    def sites(self, policy: ReusePolicy[Any]) -> list[Site]:
-        """Every site `policy` asks about, outer before inner, in execution order. None at all is an error."""
-        n = len(self.blocks)
-        sites: list[Site] = []
-        name = type(policy).__name__
-        if Part.TRUNK in policy.parts or policy.jumps:
-            self.check_passable(0, n, name)
-        if Part.MODEL in policy.parts:
-            sites.append(self.model_site())
-        if Part.TRUNK in policy.parts:
-            sites.append(self._region(Part.TRUNK, 0, n))
-        spans: list[Site] = []
-        if Part.SPAN in policy.parts:
-            for start, stop in policy.spans(n):
-                if not 0 <= start < stop <= n:
-                    raise ValueError(
-                        f"{name} asks about blocks {start}..{stop}, but "
-                        f"{type(self.transformer).__name__} has {n} blocks"
-                    )
-                self.check_passable(start, stop, name)
-                spans.append(self._region(Part.SPAN, start, stop))
-        for index in range(n):
-            sites += [span for span in spans if span.start == index]
-            if Part.BLOCK in policy.parts:
-                sites.append(self.block_site(index))
-            sites += self.part_sites(index, policy.parts)
-        if not sites:
-            asked = ", ".join(sorted(part.value for part in policy.parts))
-            raise ValueError(
-                f"{name} asks about {asked or 'no part'}, and "
-                f"{type(self.adapter).__name__} found no such site in {type(self.transformer).__name__}"
-            )
-        return sites
-
-    def check_passable(self, start: int, stop: int, policy: str) -> None:
-        """Raise if blocks start..stop-1 can not be passed over as a whole, because the model keeps outputs of theirs."""
-        for block in self.blocks[start:stop] if stop - start > 1 else ():
-            if block.facts.kept_aside and not (block.facts.kept_aside == "blocks" and stop == len(self.blocks)):
-                raise ValueError(
-                    f"{policy} passes over several blocks at once, but {type(self.transformer).__name__} also keeps the "
-                    f"outputs of {block.facts.path!r} for later, so what it would read there is wrong. Use a policy that "
-                    f"reuses block by block (static: storage='residual')."
-                )
-
-    def to_canonical(self, index: int, value: State) -> State:
-        """Streams of block `index` as those of any other: a folded axis brought out, [B, F, N, C], and joined streams
-        taken apart, so that blocks can be compared."""
-        facts = self.blocks[index].facts
-        fold = facts.fold
-        if facts.concatenated and len(value) == 1:
-            parts = dict(zip(facts.concatenated, value[0].split([self.lengths[n] for n in facts.concatenated], dim=1)))
-            return tuple(parts[name] for name in self.blocks[0].facts.streams)
-        if fold is None:
-            return value
-        unfolded = tuple(t.unflatten(0, (self.num_samples, -1)) for t in value)
-        return unfolded if fold == "frames" else tuple(t.transpose(1, 2) for t in unfolded)
-
-    def from_canonical(self, index: int, value: State) -> State:
-        """The inverse of `to_canonical`, in the layout of block `index`."""
-        facts = self.blocks[index].facts
-        fold = facts.fold
-        if facts.concatenated and len(value) > 1:
-            parts = dict(zip(self.blocks[0].facts.streams, value))
-            return (torch.cat([parts[name] for name in facts.concatenated], dim=1),)
-        if fold is None:
-            return value
-        if fold == "tokens":
-            value = tuple(t.transpose(1, 2) for t in value)
-        return tuple(t.flatten(0, 1) for t in value)
-
-
-@dataclass
-class LoadedModel:
-    """A checkpoint in memory: its pipeline, its adapter, and the sampling defaults that belong to it."""
-
-    name: str
-    adapter: ModelAdapter
-    pipe: Any
-    checkpoint: Checkpoint
-    path: Path | str
-
-    @property
-    def transformer(self) -> nn.Module:
-        """The denoiser."""
-        module: nn.Module = getattr(self.pipe, self.adapter.transformer_name)
-        return module
-
-    def bind(self) -> BoundModel:
-        """The blocks of the denoiser, checked and numbered."""
-        return self.adapter.bind(self.transformer)
-
-    def generate(
-        self,
-        prompt: str,
-        seed: int,
-        num_steps: int | None = None,
-        guidance_scale: float | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_frames: int | None = None,
-        **extra: Any,
-    ) -> Tensor:
-        """One video for one prompt: float32 [T, H, W, 3] in [0, 1], on the CPU. Defaults are the checkpoint's.
-
-        The noise comes from a CPU generator seeded with `seed`, so it is the same on every device.
-        """
-        own = self.checkpoint
-        usual: dict[str, Any] = {
-            "num_inference_steps": own.num_steps, "guidance_scale": own.guidance_scale, "height": own.height,
-            "width": own.width, "num_frames": own.num_frames, **own.arguments,
-        }  # fmt: skip
-        asked: dict[str, Any] = {
-            "num_inference_steps": num_steps, "guidance_scale": guidance_scale, "height": height, "width": width,
-            "num_frames": num_frames, **extra,
-        }  # fmt: skip
-        asked = {name: value for name, value in asked.items() if value is not None}
-        accepted = inspect.signature(type(self.pipe).__call__).parameters
-        if "prompt" not in accepted:
-            raise ValueError(
-                f"{type(self.pipe).__name__} takes no text prompt, but {list(accepted)[1]!r}; call the pipeline itself "
-                f"inside fsf.reuse(model.pipe, policy)"
-            )
-        names = self.adapter.pipeline_arguments
-        arguments = {names.get(k, k): v for k, v in {**usual, **asked}.items() if v is not None}
-        for name in asked:
-            if (own_name := names.get(name, name)) not in accepted:
-                raise ValueError(
-                    f"{type(self.pipe).__name__} takes no {own_name!r}. {nearest(own_name, list(accepted))}"
-                )
-        arguments = {"prompt": prompt, **{name: value for name, value in arguments.items() if name in accepted}}
-        needed = [n for n, p in accepted.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-        missing = [name for name in needed[1:] if name not in arguments]
-        if missing:
-            raise ValueError(f"{type(self.pipe).__name__} also needs {', '.join(missing)}: give them to generate(...)")
-        generator = torch.Generator("cpu").manual_seed(seed)
-        result = self.pipe(generator=generator, output_type="pt", **arguments)
-        frames: Tensor = result.frames if hasattr(result, "frames") else result.images
-        if frames.ndim == 5:
-            frames = frames[0]
-        return frames.permute(0, 2, 3, 1).to("cpu", torch.float32).clamp(0, 1)
-
-
-def stacked(latent: Any) -> Tensor:
-    """A latent as one tensor; some families take a list with one for each sample."""
-    return latent if isinstance(latent, Tensor) else torch.stack(list(latent))
-
-
-def rows_of(value: Any, rows: slice, axis: int = 0) -> Any:
-    """Some samples of an argument: of a tensor along `axis`, of a list its elements, of a dictionary each value's."""
-    if isinstance(value, Tensor):
-        return value if value.ndim <= axis else value[(*[slice(None)] * axis, rows)]
-    if isinstance(value, (list, tuple)):
-        return value[rows]
-    if isinstance(value, Mapping):
-        return {name: rows_of(entry, rows, axis) for name, entry in value.items()}
-    return value
 
 
 def _get_path(module: nn.Module, path: str) -> Any:

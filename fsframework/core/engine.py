@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fsframework.core import wrap
-from fsframework.core.adapter import BoundModel
+from fsframework.core.bound import BoundModel
 from fsframework.core.cache import ReuseCache
 from fsframework.core.clock import Clock, Context
 from fsframework.core.flops import shapes, site_flops, to_meta

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsframework.core.adapter import BoundModel
+from fsframework.core.bound import BoundModel
 from fsframework.core.site import Part, Site
 
 _DROPPED = object()

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fsframework.core.adapter import BoundBlock
+from fsframework.core.bound import BoundBlock
 from fsframework.core.site import Site, State
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fsframework.core.adapter import rows_of, stacked
 from fsframework.core.decision import Forecast, Recompute, Reuse, Synthesize
+from fsframework.core.samples import rows_of, stacked
 from fsframework.core.site import Branch
 from fsframework.core.trace import FORECAST, RECOMPUTE, REUSE, SYNTHESIZE
 from fsframework.core.visit import ForwardRecord

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from fsframework.core.adapter import BlockList, Tokens
 from fsframework.core.site import Site
+
+if TYPE_CHECKING:
+    from fsframework.core.adapter import BlockList, Tokens
 
 
 def take_tokens(x: Tensor, index: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 from toys import Loop, count_host_reads, tiny_transformer
 
 from fsframework.core import Part, Partial, Recompute, Reuse, ReuseEngine, ReusePolicy
-from fsframework.core.adapter import stacked
 from fsframework.core.review import ReuseWarning
+from fsframework.core.samples import stacked
 
 pytestmark = pytest.mark.filterwarnings("ignore::fsframework.core.review.ReuseWarning")
 

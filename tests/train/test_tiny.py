@@ -8,7 +8,7 @@ from fsframework.data import bouncing_digits as digits
 from fsframework.train import autoencoder as ae
 from fsframework.train.cogvideox_autoencoder import fold_quantization
 from fsframework.train.config import TinyConfig, load_config
-from fsframework.train.diffusion import DenoiserStage, DenoiserStageConfig, MonitorConfig
+from fsframework.train.diffusion import DenoiserStage, DenoiserStageConfig, MonitorConfig, partial_captions
 from fsframework.train.export import export_pipeline, wilson_interval
 from fsframework.train.families import FAMILIES
 from fsframework.train.family import Denoiser, velocity_pair
@@ -142,6 +142,22 @@ def test_latents_of_a_batch_are_those_of_the_frames_the_captions_tell(tmp_path):
         moving, still = (rows, columns) if "up and down" in prompt else (columns, rows)
         assert set(moving.diff().abs().tolist()) == {1.0}
         assert set(still.diff().tolist()) == {0.0}
+
+
+def test_partial_captions_lack_the_digit_or_the_motion_and_nothing_else():
+    whole = [digits.caption(6, "up and down")] * 1000
+    changed = partial_captions(whole, np.random.default_rng(0), 0.4)
+    counts = {text: changed.count(text) for text in set(changed)}
+    assert set(counts) == {whole[0], "digit 6 is moving", "digit is moving up and down"}
+    assert counts["digit 6 is moving"] == pytest.approx(200, abs=40)
+    assert counts[whole[0]] == pytest.approx(600, abs=50)
+
+
+def test_steps_on_images_take_their_share(tmp_path, latents):
+    stage = small_stage(tmp_path, latents, image_share=0.5, image_frames=1, image_clips=3)
+    shapes = [tuple(stage.batch(step)[0].shape[:3]) for step in range(40)]
+    assert set(shapes) == {(2, 4, 16), (3, 4, 1)}
+    assert 10 <= shapes.count((3, 4, 1)) <= 30
 
 
 def test_step_seeds_differ_between_steps_and_stages():
