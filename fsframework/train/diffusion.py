@@ -44,6 +44,8 @@ class DenoiserStageConfig:
     """Timesteps are 1000 * u ** power with u uniform; below 1 draws them towards high noise."""
     caption_dropout: float = 0.1
     """Share of the clips whose caption is replaced by the empty prompt, the unconditional branch."""
+    partial_captions: float = 0.0
+    """Share of the clips whose caption lacks the digit or the motion, so that the two are learned apart."""
     warmup_steps: int = 50
     decay_fraction: float = 0.0
     """Share of the steps, at the end, over which the learning rate falls linearly to 0."""
@@ -65,6 +67,16 @@ class MonitorConfig:
     num_clips: int = 20
     num_steps: int = 20
     guidance_scale: float = 4.0
+
+
+def partial_captions(captions: list[str], rng: np.random.Generator, share: float) -> list[str]:
+    """Captions of which a share says "digit 6 is moving" or "digit is moving up and down", half of each."""
+    changed = []
+    for caption, draw in zip(captions, rng.random(len(captions))):
+        words = caption.split()
+        digit_only, motion_only = " ".join(words[:4]), " ".join(words[:1] + words[2:])
+        changed.append(digit_only if draw < share / 2 else motion_only if draw < share else caption)
+    return changed
 
 
 class DenoiserStage(StageModule):
@@ -133,7 +145,10 @@ class DenoiserStage(StageModule):
             num_clips, num_frames = self.config.image_clips, self.config.image_frames
         plan = bouncing_digits.sample_plan(rng, num_clips, num_frames=num_frames)
         dropped_B = rng.random(len(plan.digits_N)) < self.config.caption_dropout
-        prompts = ["" if dropped else text for dropped, text in zip(dropped_B, plan.captions())]
+        captions = plan.captions()
+        if self.config.partial_captions > 0:
+            captions = partial_captions(captions, rng, self.config.partial_captions)
+        prompts = ["" if dropped else text for dropped, text in zip(dropped_B, captions)]
         denoiser: Any = self.networks
         return denoiser.clip_latents(look_up(plan, self._frozen["latents"])), prompts
 
