@@ -210,8 +210,8 @@ def families() -> str:
             guidance += f"; also {', '.join(adapter.extra_calls)}"
         pipelines = ", ".join(f"`{p.removesuffix('Pipeline')}`" for p in adapter.pipeline_classes)
         classes = ", ".join(f"`{c}`" for c in adapter.transformer_classes)
-        rows.append((f"`{name}`", classes, pipelines, order, guidance))
-    return table(("family", "transformer", "pipelines (…Pipeline)", "blocks as they run", "guidance"), rows)
+        rows.append((f"`{name}`", order, guidance, classes, pipelines))
+    return table(("family", "blocks as they run", "guidance", "transformer", "pipelines (…Pipeline)"), rows)
 
 
 def models() -> str:
