@@ -33,7 +33,8 @@ class CogVideoX(ModelAdapter):
     )
     checkpoints = {
         "tiny-cogvideox": Checkpoint(
-            "tiny-cogvideox", num_steps=50, guidance_scale=4.0, height=32, width=32, num_frames=16
+            "tiny-cogvideox", num_steps=50, guidance_scale=4.0, height=32, width=32, num_frames=16,
+            arguments={"max_sequence_length": 16},
         ),
         "cogvideox-2b": Checkpoint(
             "THUDM/CogVideoX-2b", guidance_scale=6.0, height=480, width=720, num_frames=49, dtype="float16",
