@@ -6,12 +6,14 @@ The pipelines are in tests/models/pipes, one file per adapter.
 import importlib.util
 import inspect
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
 import fsframework as fsf
+from fsframework.core import Part, Recompute, Reuse, ReusePolicy
 from fsframework.models.loading import find_adapter
 from fsframework.policies import FullCompute, StaticReuse
 
@@ -125,3 +127,29 @@ def test_two_prompts_in_one_session_equal_each_alone(family, pipe, static, stora
         together = [family.generate(pipe, prompt_seed=prompt) for prompt in (0, 1)]
     assert torch.equal(together[0], alone[0])
     assert torch.equal(together[1], alone[1])
+
+
+@dataclass(frozen=True)
+class Whole(ReusePolicy):
+    """Reuses the model's prediction in odd steps."""
+
+    parts = frozenset({Part.MODEL})
+    storage: str = "output"
+
+    def decide(self, state, call, site):
+        return Reuse() if call.step.index % 2 else Recompute()
+
+
+@pytest.mark.parametrize("storage", ["output", "residual"])
+def test_the_prediction_of_the_whole_model_is_reused_or_refused_with_the_reason(family, pipe, storage):
+    session = fsf.reuse(pipe, Whole(storage=storage))
+    if family.__name__ == "pipes_ltx-2":
+        with pytest.raises(ValueError, match="predicts 2 things at once"), session:
+            family.generate(pipe)
+        return
+    with session:
+        assert family.generate(pipe, num_steps=4).isfinite().all()
+    branches = dict.fromkeys(session.trace.branch)
+    letters = {session.trace.decisions(site, branch) for site in session.sites for branch in branches}
+    assert letters == ({"CR"} if any(site.denoiser for site in session.sites) else {"CRCR"})
+    assert session.summary()["reuse_fraction"] == 0.5
