@@ -97,6 +97,8 @@ class ReuseEngine:
         self.sites = bound.sites(policy)
         self.forward_record: ForwardRecord | None = None
         self.predictions: dict[str, Tensor] = {}
+        self.num_predictions = 1
+        """How many tensors the model predicts at once (LTX-2: video and audio)."""
         self.output_types: dict[bool, Any] = {}
         """What the model returns, by whether a plain tuple was asked for (`return_dict=False`)."""
         self._record = record

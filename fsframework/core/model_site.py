@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fsframework.core.decision import Forecast, Recompute, Reuse, Synthesize
 from fsframework.core.samples import rows_of, stacked
-from fsframework.core.site import Branch
+from fsframework.core.site import Branch, State
 from fsframework.core.trace import FORECAST, RECOMPUTE, REUSE, SYNTHESIZE
 from fsframework.core.visit import ForwardRecord
 from fsframework.core.wrap import Slot, positions
@@ -54,13 +54,12 @@ class ModelCall:
             if history and self._plain in engine.output_types:
                 reuse = isinstance(decision, Reuse)
                 value = history[-1].value if isinstance(decision, Reuse) else decision.fn(history, record.step)
-                prediction = value[0]
                 if site in engine.residual_sites:
-                    prediction = prediction + _padded(self._latent, prediction)
+                    value = tuple([x + r for x, r in zip(self._entered(value), value)])
                 else:
-                    prediction = prediction.clone()  # the caller owns what the model returns, and may write to it
+                    value = tuple([v.clone() for v in value])  # the caller owns what it is given, and may write to it
                 record.amend(self._row, REUSE if reuse else FORECAST, record.step.index - history[-1].step)
-                return self._not_run(prediction)
+                return self._not_run(value)
             record.force(self._row)
         elif isinstance(decision, Synthesize):
             made = self._synthesize(decision)
@@ -73,19 +72,23 @@ class ModelCall:
                 f"or Synthesize"
             )
         output = engine.run_model(record, 1.0, self._slot, self._model, self._args, self._kwargs)
-        prediction = self._prediction(output)
+        value = self._predictions(output)
         if site not in engine.residual_sites:
-            output = self._as_output(prediction.clone(), like=output)
-        entered = (_padded(self._latent, prediction),) if site in engine.residual_sites else latent
-        record.end_visit(self._row, site, entered, (prediction,), keep=getattr(decision, "keep", True))
-        engine.predictions[record.branch] = prediction
+            output = self._as_output(tuple([v.clone() for v in value]), like=output)
+        entered = self._entered(value) if site in engine.residual_sites else latent
+        record.end_visit(self._row, site, entered, value, keep=getattr(decision, "keep", True))
+        engine.predictions[record.branch] = value[0]
         return output
 
-    def _not_run(self, prediction: Tensor) -> Any:
+    def _entered(self, value: State) -> State:
+        """What residuals of the predictions are taken from: the latent, and nothing for what else is predicted (audio)."""
+        return (_padded(self._latent, value[0]), *[torch.zeros_like(v) for v in value[1:]])
+
+    def _not_run(self, value: State) -> Any:
         record = self._record
         self._engine.note_forward(record, 0.0)
-        self._engine.predictions[record.branch] = prediction
-        return self._as_output(prediction)
+        self._engine.predictions[record.branch] = value[0]
+        return self._as_output(value)
 
     def _synthesize(self, decision: Synthesize) -> Any:
         """The output with one branch made from the others; None where what that needs is absent."""
@@ -93,9 +96,10 @@ class ModelCall:
         if record.branch == decision.branch:
             if not engine.predictions or self._plain not in engine.output_types:
                 return None
+            self._check_single(engine.num_predictions)
             prediction = decision.fn(dict(engine.predictions))
             record.amend(self._row, SYNTHESIZE, 0)
-            return self._not_run(prediction)
+            return self._not_run((prediction,))
         adapter = engine.bound.adapter
         order, batch = adapter.batch_order, self._latent.shape[0]
         if record.branch != Branch.JOINT or decision.branch not in order or batch % 2 or not engine.is_guided():
@@ -115,37 +119,44 @@ class ModelCall:
         output = engine.run_model(record, 0.5, self._slot, self._model, args, kwargs)
         record.branch, record.num_samples, engine.bound.num_samples = Branch.JOINT.value, batch, batch
         record.arguments = whole
-        own = self._prediction(output)
+        value = self._predictions(output)
+        self._check_single(len(value))
+        (own,) = value
         made = decision.fn({other: own})
         record.amend(self._row, SYNTHESIZE, 0)
-        return self._as_output(torch.cat([own, made] if first else [made, own]))
+        return self._as_output((torch.cat([own, made] if first else [made, own]),))
 
-    def _prediction(self, output: Any) -> Tensor:
-        """The predicted tensor in whatever the model returned; remembers the container for `_as_output`."""
+    def _check_single(self, num_predictions: int) -> None:
+        if num_predictions > 1:
+            raise ValueError(
+                f"{type(self._model).__name__} predicts {num_predictions} things at once (video and audio, say), and "
+                f"Synthesize makes one of them only. Reuse or forecast the prediction, or ask about the blocks."
+            )
+
+    def _predictions(self, output: Any) -> State:
+        """The predicted tensors in whatever the model returned; remembers the container for `_as_output`."""
         self._engine.output_types[self._plain] = type(output)
         if isinstance(output, Tensor):
-            return output
-        parts = list(output) if isinstance(output, tuple) else list(output.values())
-        if sum(part is not None for part in parts) > 1:
-            raise ValueError(
-                f"{type(self._model).__name__} predicts {len(parts)} things at once (video and audio, say), and a policy "
-                f"about the whole model can put only one in place. Ask about the trunk or the blocks instead."
-            )
-        return stacked(output[0] if isinstance(output, tuple) else next(iter(output.values())))
+            value: State = (output,)
+        else:
+            parts = output if isinstance(output, tuple) else output.values()
+            value = tuple([stacked(part) for part in parts if part is not None])
+        self._engine.num_predictions = len(value)
+        return value
 
     @property
     def _plain(self) -> bool:
         return self._arguments.get("return_dict") is False
 
-    def _as_output(self, prediction: Tensor, like: Any = None) -> Any:
+    def _as_output(self, value: State, like: Any = None) -> Any:
         kind = self._engine.output_types[self._plain] if like is None else type(like)
         per_sample = not isinstance(self._arguments[self._engine.bound.adapter.latent_input], Tensor)
-        value: Any = list(prediction.unbind()) if per_sample else prediction
+        parts: list[Any] = [list(v.unbind()) if per_sample else v for v in value]
         if kind is Tensor:
-            return prediction
+            return parts[0]
         if kind is tuple:
-            return (value, *(like or ())[1:])
-        return kind(value)
+            return (*parts, *(like or ())[len(parts) :])
+        return kind(*parts)
 
 
 def _padded(latent: Tensor, prediction: Tensor) -> Tensor:

@@ -6,7 +6,18 @@ import torch
 from torch import nn
 from toys import ScriptedDiT, SmoothDiT, ToyAdapter, run_scripted, run_smooth, toy_session
 
-from fsframework.core import BlockList, Kind, Meter, Part, Recompute, Reuse, ReuseEngine, ReusePolicy, ReuseWarning
+from fsframework.core import (
+    BlockList,
+    Kind,
+    Meter,
+    Part,
+    Recompute,
+    Reuse,
+    ReuseEngine,
+    ReusePolicy,
+    ReuseWarning,
+    Synthesize,
+)
 from fsframework.core.clock import Clock
 from fsframework.policies import Foresight, ForesightRelease, FullCompute, StaticReuse
 
@@ -463,16 +474,42 @@ def test_flops_are_counted_for_each_branch():
     assert session.summary()["flops_full"] == 2 * (whole["joint"] + whole["extra"])
 
 
-def test_a_model_that_predicts_several_things_is_not_asked_about_as_a_whole():
-    class Both(SmoothDiT):
-        def forward(self, hidden_states, timestep):
-            (video,) = super().forward(hidden_states, timestep)
-            return video, video[:, :1]
+class VideoAndAudio(SmoothDiT):
+    def forward(self, hidden_states, timestep):
+        (video,) = super().forward(hidden_states, timestep)
+        return video, video[:, :1] * 3
 
-    policy = type("Whole", (FullCompute,), {"parts": frozenset({Part.MODEL})})()
-    model = Both(num_blocks=1)
-    with torch.no_grad(), toy_session(model, policy, 1), pytest.raises(ValueError, match="predicts 2 things at once"):
-        model(torch.randn(1, 2, 8), t(0))
+
+@dataclass(frozen=True)
+class WholeModel(ReusePolicy):
+    parts = frozenset({Part.MODEL})
+    storage: str = "output"
+    answer: object = Reuse()
+
+    def decide(self, state, call, site):
+        return self.answer if call.step.index else Recompute()
+
+
+@pytest.mark.parametrize("storage", ["output", "residual"])
+def test_all_that_a_model_predicts_is_put_in_place(storage):
+    model, x = VideoAndAudio(num_blocks=1), torch.randn(1, 2, 8)
+    with torch.no_grad(), toy_session(model, WholeModel(storage), 2):
+        video, audio = model(x, t(0))
+        again, sound = model(x + 1, t(1))
+    assert torch.allclose(again, video + (storage == "residual"), atol=1e-6)
+    assert torch.equal(sound, audio)  # it did not enter as a latent, so it has no residual
+
+
+def test_one_of_several_predictions_is_not_made_from_another_branch():
+    policy = WholeModel(answer=Synthesize(lambda p: p["cond"], branch="uncond"))
+    model, x = VideoAndAudio(num_blocks=1), torch.randn(2, 2, 8)
+    with (
+        torch.no_grad(),
+        toy_session(model, policy, 2, guided=True),
+        pytest.raises(ValueError, match="predicts 2 things"),
+    ):
+        for step in range(2):
+            model(x, torch.full((2,), float(step)))
 
 
 def test_a_residual_of_the_whole_model_leaves_the_channels_of_a_condition_out():
