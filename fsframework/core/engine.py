@@ -23,26 +23,8 @@ from fsframework.core.policy import ReusePolicy
 from fsframework.core.review import ReuseWarning, review
 from fsframework.core.site import Part, Run, Site, Step
 from fsframework.core.trace import Trace
+from fsframework.core.video import VideoInProgress
 from fsframework.core.visit import ForwardRecord
-
-
-class _Video:
-    """The video in progress: where it is, and each branch's policy state."""
-
-    def __init__(self, trace: Trace) -> None:
-        self.trace = trace
-        self.step = 0
-        self.ran = False
-        self.seen: set[str] = set()
-        self.states: dict[str, Any] = {}
-        self.shapes: dict[str, dict[str, Any]] = {}
-        """By branch, the shapes of the last forward's inputs."""
-        self.runs: dict[str, Run] = {}
-
-    def go_to(self, step: int) -> None:
-        self.step = step
-        self.ran = False
-        self.seen.clear()
 
 
 class ReuseEngine:
@@ -116,8 +98,8 @@ class ReuseEngine:
         self.meter = Meter(group)
         self._clock = Clock(scheduler, timesteps, in_stage)
         self._context = Context(bound.adapter.contexts)
-        self._video: _Video | None = None
-        self._last: _Video | None = None
+        self._video: VideoInProgress | None = None
+        self._last: VideoInProgress | None = None
         self.num_videos = 0
         self.num_started = 0
         """How often the scheduler was given new timesteps."""
@@ -275,7 +257,7 @@ class ReuseEngine:
         """In a loop of your own with one call per guidance branch: `with session.branch("cond"): model(...)`."""
         return BranchContext(self, name)
 
-    def _now(self, arguments: Mapping[str, Any], named: str | None) -> _Video:
+    def _now(self, arguments: Mapping[str, Any], named: str | None) -> VideoInProgress:
         """The video in progress, at the step this forward belongs to."""
         own_step: int | None = None
         if self._clock.own is not None:
@@ -288,7 +270,7 @@ class ReuseEngine:
         if timesteps is not None:
             self._finish_video()
             self.cache, self.meter = self._new_cache(), Meter(self._group)
-            self._video = _Video(Trace(self.num_videos, self.sites, timesteps, self.policy.parts))
+            self._video = VideoInProgress(Trace(self.num_videos, self.sites, timesteps, self.policy.parts))
             self.num_videos += 1
             self.video_started = self.num_started
         video = self._video
@@ -298,7 +280,7 @@ class ReuseEngine:
             self.predictions.clear()
         return video
 
-    def _branch(self, named: str | None, video: _Video) -> str | None:
+    def _branch(self, named: str | None, video: VideoInProgress) -> str | None:
         """The branch of a forward at the video's step: its name if it has one, else the next of the family's calls that
         did not come yet; None if there is none left in this step."""
         if named is not None:
@@ -366,7 +348,7 @@ class ReuseEngine:
         self.policy.end_forward(record.state, record)
         return output
 
-    def _check_shapes(self, video: _Video, branch: str, arguments: Mapping[str, Any]) -> None:
+    def _check_shapes(self, video: VideoInProgress, branch: str, arguments: Mapping[str, Any]) -> None:
         """Drop what a branch has cached when its inputs change their shapes in the middle of a video: nothing fits."""
         names = self.bound.adapter.batched_inputs
         found = {name: shapes(arguments[name]) for name in names if arguments.get(name) is not None}

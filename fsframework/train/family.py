@@ -71,6 +71,7 @@ class Denoiser(nn.Module):
         """The family's pipeline around these very modules (not copies) and a trained `AutoencoderKL` of frames."""
         raise NotImplementedError
 
+    @torch.no_grad()
     def generate(
         self,
         autoencoder: Any,
@@ -83,9 +84,19 @@ class Denoiser(nn.Module):
     ) -> Tensor:
         """One video per prompt and seed, float [B, T, H, W, 3] in [0, 1].
 
-        `num_frames` is the stage's: for a stage of single images the T frames may be unrelated.
+        `num_frames` is the stage's: for a stage of single images the T frames may be unrelated. Here the pipeline is called
+        as a user calls it, with a list of prompts.
         """
-        raise NotImplementedError
+        frames = self.pipeline(autoencoder)(
+            prompts,
+            num_inference_steps=num_steps,
+            guidance_scale=guidance_scale,
+            generator=generators(seeds),
+            output_type="pt",
+            **{**self.sampling, "num_frames": num_frames},
+        ).frames
+        video: Tensor = frames.movedim(2, -1).float().clamp(0, 1)
+        return video
 
 
 FAMILIES: Registry[type[Denoiser]] = Registry("family of tiny models")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fsframework.data import bouncing_digits
 from fsframework.train.autoencoder import look_up
-from fsframework.train.family import FAMILIES, Denoiser, generators
+from fsframework.train.family import FAMILIES, Denoiser
 from fsframework.train.opensora_autoencoder import FRAMES, TemporalCode, fit_temporal_code, to_video_autoencoder
 from fsframework.train.text import TextConfig, build_text_encoder, build_tokenizer, tokenize
 
@@ -161,25 +161,3 @@ class OpenSoraDenoiser(Denoiser):
         )
         pipe.set_progress_bar_config(disable=True)
         return pipe
-
-    @torch.no_grad()
-    def generate(
-        self,
-        autoencoder: Any,
-        prompts: list[str],
-        seeds: list[int],
-        *,
-        num_steps: int,
-        guidance_scale: float,
-        num_frames: int,
-    ) -> Tensor:
-        """One video of `num_frames` (17, or 1) per prompt and seed, float [B, T, H, W, 3] in [0, 1]."""
-        frames = self.pipeline(autoencoder)(
-            prompts,
-            num_inference_steps=num_steps,
-            guidance_scale=guidance_scale,
-            generator=generators(seeds),
-            output_type="pt",
-            **{**self.sampling, "num_frames": num_frames},
-        ).frames
-        return frames.movedim(2, -1).float().clamp(0, 1)

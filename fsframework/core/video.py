@@ -1,0 +1,28 @@
+"""`VideoInProgress`: where a session is in the video it is making, and what it holds for that video."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fsframework.core.site import Run
+from fsframework.core.trace import Trace
+
+
+class VideoInProgress:
+    """The video in progress: where it is, and each branch's policy state."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.step = 0
+        self.ran = False
+        self.seen: set[str] = set()
+        self.states: dict[str, Any] = {}
+        self.shapes: dict[str, dict[str, Any]] = {}
+        """By branch, the shapes of the last forward's inputs."""
+        self.runs: dict[str, Run] = {}
+
+    def go_to(self, step: int) -> None:
+        """A new step begins: no branch has been called in it yet."""
+        self.step = step
+        self.ran = False
+        self.seen.clear()
