@@ -8,6 +8,10 @@ from fsframework.core.adapter import ModelAdapter as ModelAdapter
 from fsframework.core.bound import BoundModel as BoundModel
 from fsframework.core.cache import Entry as Entry
 from fsframework.core.cache import ReuseCache as ReuseCache
+from fsframework.core.calibration import Artifact as Artifact
+from fsframework.core.calibration import Calibration as Calibration
+from fsframework.core.calibration import Curve as Curve
+from fsframework.core.calibration import Fit as Fit
 from fsframework.core.checkpoint import Checkpoint as Checkpoint
 from fsframework.core.checkpoint import LoadedModel as LoadedModel
 from fsframework.core.decision import Blend as Blend

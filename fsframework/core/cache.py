@@ -52,6 +52,8 @@ class ReuseCache:
         self._entries: dict[tuple[str, Site], list[Entry]] = {}
         self._plain = dtype is None and device is None
         self._like: dict[tuple[str, Site], tuple[tuple[torch.dtype, torch.device], ...]] = {}
+        self._kept: dict[tuple[str, str], tuple[Entry, tuple[tuple[torch.dtype, torch.device], ...]]] = {}
+        """Policies' own tensors, each with the dtypes and devices they came with."""
 
     def put(self, branch: str, site: Site, step: int, value: State) -> None:
         """Store `value`, dropping the oldest entry beyond `depth`."""
@@ -69,6 +71,33 @@ class ReuseCache:
             self.num_bytes -= entries.pop(0).num_bytes
         if self.num_bytes > self.peak_bytes:
             self.peak_bytes = self.num_bytes
+
+    def keep(self, branch: str, name: str, step: int, value: State) -> None:
+        """Store a policy's own tensors under a name, in place of what was there."""
+        key = (branch, name)
+        old = self._kept.pop(key, None)
+        if old is not None:
+            self.num_bytes -= old[0].num_bytes
+        like = tuple((t.dtype, t.device) for t in value)
+        if not self._plain:
+            value = tuple(
+                t.to(dtype=self._dtype if t.is_floating_point() else None, device=self._device, non_blocking=True)
+                for t in value
+            )
+        self._kept[key] = (Entry(step, value, (), sum([t.nbytes for t in value])), like)
+        self.num_bytes += self._kept[key][0].num_bytes
+        self.peak_bytes = max(self.peak_bytes, self.num_bytes)
+
+    def kept(self, branch: str, name: str) -> State | None:
+        """What was kept under a name; a branch that is half of a joint batch gets its half of what the batch kept."""
+        found = self._kept.get((branch, name))
+        if found is None and branch in self._halves and (found := self._kept.get((Branch.JOINT, name))):
+            index, count = self._halves[branch]
+            found = (Entry(found[0].step, tuple(t.chunk(count)[index] for t in found[0].value)), found[1])
+        if found is None:
+            return None
+        entry, like = found
+        return tuple(t.to(dtype=d, device=v, non_blocking=True) for t, (d, v) in zip(entry.value, like))
 
     def history(self, branch: str, site: Site) -> Sequence[Entry]:
         """Entries of a site, oldest to newest.
@@ -110,9 +139,12 @@ class ReuseCache:
         for key in [key for key in self._entries if key[0] == branch]:
             self.num_bytes -= sum(entry.num_bytes for entry in self._entries.pop(key))
             self._like.pop(key, None)
+        for name in [key for key in self._kept if key[0] == branch]:
+            self.num_bytes -= self._kept.pop(name)[0].num_bytes
 
     def clear(self) -> None:
         """Drop everything; `peak_bytes` stays."""
         self._entries.clear()
         self._like.clear()
+        self._kept.clear()
         self.num_bytes = 0

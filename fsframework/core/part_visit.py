@@ -87,7 +87,7 @@ def _num_video_tokens(record: ForwardRecord) -> int:
 
 
 def _gate(record: ForwardRecord, key: PartKey, site: Site) -> Gates:
-    if record.engine.policy.gate == "pre" or record.block is None:
+    if record.block is None or record.engine.policy.gate_of(site) == "pre":
         return None
     block, args, kwargs = record.block
     positions = record.engine.block_positions(block.index)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from fsframework.core.site import Part, Run, Site, State, Step
 
 if TYPE_CHECKING:
     from fsframework.core.cache import Entry
+    from fsframework.core.calibration import Calibration
 
 S = TypeVar("S")
 Storage = Literal["output", "residual"]
@@ -48,8 +49,18 @@ class Call(Protocol):
     def state_of(self, branch: str) -> object | None:
         """Another branch's policy state, for policies that decide on one branch and follow on the others."""
 
-    def log(self, distance: Tensor | float | None = None, threshold: Tensor | float | None = None) -> None:
-        """Write the trace's `distance` or `threshold` for the site being visited. Tensors are read after the video."""
+    def keep(self, name: str, value: State) -> None:
+        """Keep tensors of the policy's own for later steps of this branch, in place of what was kept under `name`: a
+        signal to compare with, say. They count as cache bytes and follow the cache's dtype and device."""
+
+    def kept(self, name: str) -> State | None:
+        """What this branch last kept under `name`, or None."""
+
+    def log(
+        self, distance: Tensor | float | None = None, threshold: Tensor | float | None = None, **more: Tensor | float
+    ) -> None:
+        """Write the trace's `distance` or `threshold` for the site being visited, or any other named number (then found
+        by `Trace.logged(name)`). Tensors, 0-d, are read after the video."""
 
 
 class ReusePolicy(ABC, Generic[S]):
@@ -75,8 +86,29 @@ class ReusePolicy(ABC, Generic[S]):
     `call.meter` and read them a step later.
     """
 
+    paper: ClassVar[str] = ""
+    """Where the method is from: name, arXiv number or repository."""
+    signal: ClassVar[str] = ""
+    """What a decision rests on, in a few words, and when that is known: "the step's number", "relative L1 change of the
+    modulated input, before the first block"."""
+    deviations: ClassVar[str] = ""
+    """Where this differs from the paper or the released code, in a sentence or two."""
+
     parts: ClassVar[frozenset[Part]] = frozenset({Part.BLOCK})
-    """Which parts of the model the policy is asked about."""
+    """Which parts of the model the policy is asked about. A property where the options decide."""
+
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Settings published for a model: checkpoint or family name -> option -> value. They take the place of options that
+    are left at None (`option`); the entry "" is for every other model."""
+
+    example: ClassVar[Mapping[str, Any]] = {}
+    """Options with which it runs for some steps on any model that has its parts, where the defaults do not (they need a
+    calibration, say): for the contract suites."""
+    never: ClassVar[Mapping[str, Any]] = {}
+    """Options, besides `example`, with which it never reuses: for the contract suites, where that must change nothing."""
+
+    policy_fields: ClassVar[tuple[str, ...]] = ()
+    """Options that hold a policy, or a list of them; in a config each is a mapping with a `name`."""
 
     storage: Storage = "output"
     """Whether the cache keeps a site's output, or its output minus its input (added to the live input on reuse).
@@ -96,6 +128,10 @@ class ReusePolicy(ABC, Generic[S]):
     gate: Literal["pre", "post"] = "pre"
     """Sub-module values before or after the block's gate. `post` needs an adapter that states its gates."""
 
+    def gate_of(self, site: Site) -> Literal["pre", "post"]:
+        """`gate`, where it differs from site to site."""
+        return self.gate
+
     eliminate_dead: bool = False
     """With output storage, a reused block throws away what the blocks before it computed in that step. `True` lets the
     engine not run them; `decide` is then asked for all blocks at the start of the forward."""
@@ -111,6 +147,11 @@ class ReusePolicy(ABC, Generic[S]):
 
     host_reads_per_step: ClassVar[int] = 0
     """The most device-to-host reads per denoising step of one guidance branch; a contract test counts them."""
+
+    def num_host_reads(self, run: Run) -> int:
+        """`host_reads_per_step`, where it depends on the model (one per block, say)."""
+        del run
+        return self.host_reads_per_step
 
     @abstractmethod
     def decide(self, state: S, call: Call, site: Site) -> Decision:
@@ -147,3 +188,32 @@ class ReusePolicy(ABC, Generic[S]):
     def num_cached(self, run: Run) -> int:
         """How many site values are cached at once, at most, per branch."""
         return sum(self.depth_of(site) for site in run.sites)
+
+    def num_kept(self, run: Run) -> int:
+        """How many tensors are kept with `Call.keep` at once, at most, per branch."""
+        del run
+        return 0
+
+    def calibration(self) -> Calibration | None:
+        """How the numbers this policy needs are measured for a model (`fsf calibrate`); None where it needs none."""
+        return None
+
+    def option(self, name: str, run: Run) -> Any:
+        """An option's value for a run: as given, or where it is None as published for the run's checkpoint or family.
+
+        Raises:
+            ValueError: it is None and nothing was published for this model.
+        """
+        given = getattr(self, name)
+        if given is not None:
+            return given
+        known = (run.facts.get("checkpoint"), run.facts.get("family"), "")
+        for model in known:
+            if isinstance(model, str) and name in self.published.get(model, {}):
+                return self.published[model][name]
+        models = ", ".join(model or "any" for model, options in self.published.items() if name in options)
+        hint = " Or measure it: `fsf calibrate`." if self.calibration() is not None else ""
+        raise ValueError(
+            f"{type(self).__name__}: {name} was published for {models or 'no model'}, not for "
+            f"{known[0] or known[1] or 'this model'}; set {name} yourself.{hint}"
+        )

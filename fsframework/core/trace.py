@@ -88,7 +88,7 @@ class Trace:
         return len(self.step) - 1
 
     def log(self, column: str, row: int, value: Value) -> None:
-        """Note a distance or threshold for a row; a tensor is read later."""
+        """Note a distance, threshold or other named number for a row; a tensor is read later."""
         self._logged[column].append((row, value))
 
     def column(self, name: str) -> list[Any]:
@@ -226,7 +226,8 @@ class Trace:
         return out
 
     def logged(self, column: str) -> dict[int, float]:
-        """`distance` or `threshold` by row, only the rows that have one; device scalars come over in one transfer."""
+        """`distance`, `threshold` or whatever else the policy logged, by row, only the rows that have one; device scalars
+        come over in one transfer."""
         if column not in self._resolved:
             logged = self._logged.get(column, [])
             tensors = [(row, v) for row, v in logged if isinstance(v, Tensor)]

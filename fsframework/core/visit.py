@@ -94,11 +94,21 @@ class ForwardRecord:
         """See `Call.state_of`."""
         return self.engine.state_of(branch)
 
-    def log(self, distance: Tensor | float | None = None, threshold: Tensor | float | None = None) -> None:
+    def keep(self, name: str, value: State) -> None:
+        """See `Call.keep`."""
+        self._cache.keep(self.branch, name, self.step.index, value)
+
+    def kept(self, name: str) -> State | None:
+        """See `Call.kept`."""
+        return self._cache.kept(self.branch, name)
+
+    def log(
+        self, distance: Tensor | float | None = None, threshold: Tensor | float | None = None, **more: Tensor | float
+    ) -> None:
         """See `Call.log`."""
         if self._trace is None:
             return
-        for column, value in (("distance", distance), ("threshold", threshold)):
+        for column, value in (("distance", distance), ("threshold", threshold), *more.items()):
             if value is None:
                 continue
             if self._planning is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from fsframework.core import ReuseEngine, ReusePolicy, StagedSession
+    from fsframework.core import ModelAdapter, ReuseEngine, ReusePolicy, StagedSession
 
 
 def reuse(
@@ -33,7 +33,8 @@ def reuse(
         timesteps: for a bare transformer: the timesteps your loop will use, in order.
         scheduler: for a bare transformer: the diffusers scheduler your loop calls `set_timesteps` and `step` on, instead
             of `timesteps`. A pipeline's own scheduler is used by itself.
-        **options: passed to `ReuseEngine`: timing, record, cache_dtype, cache_device, group, guided.
+        **options: passed to `ReuseEngine`: timing, record, cache_dtype, cache_device, group, guided, facts (what is known
+            of the model is filled in).
 
     A pipeline with two denoisers that share the steps (Wan 2.2) gets one session over both, a `StagedSession`.
 
@@ -47,6 +48,7 @@ def reuse(
     from fsframework.models.loading import find_adapter
 
     adapter, transformer, pipe = find_adapter(target)
+    options["facts"] = {**model_facts(adapter, transformer, pipe), **options.get("facts", {})}
     if pipe is not None:
         if timesteps is not None or scheduler is not None:
             raise ValueError("a pipeline brings its own scheduler; timesteps and scheduler are for a bare transformer")
@@ -65,3 +67,27 @@ def reuse(
             "a bare transformer needs timesteps=[...] (those of your loop) or scheduler=... so that the session knows the step"
         )
     return ReuseEngine(adapter.bind(transformer), policy, scheduler=scheduler, timesteps=timesteps, **options)
+
+
+def model_facts(adapter: ModelAdapter, transformer: Any, pipe: Any) -> dict[str, object]:
+    """What a run is known by: family, checkpoint (its name in `fsf list models`, where it is one of those), the classes
+    of transformer, pipeline and scheduler."""
+    from fsframework.core import ADAPTERS
+
+    facts: dict[str, object] = {
+        "family": ADAPTERS.name_of(type(adapter)),
+        "transformer": type(transformer).__name__,
+    }
+    if pipe is not None:
+        facts["pipeline"] = type(pipe).__name__
+        if getattr(pipe, "scheduler", None) is not None:
+            facts["scheduler"] = type(pipe.scheduler).__name__
+        source = str(getattr(pipe, "name_or_path", "") or "")
+        names = [name for name, c in adapter.checkpoints.items() if source and _is_source(source, c.source)]
+        if names:
+            facts["checkpoint"] = names[0]
+    return facts
+
+
+def _is_source(path: str, source: str) -> bool:
+    return path == source or ("/" not in source and path.rstrip("/").endswith("/models/" + source))

@@ -54,7 +54,7 @@ def make_plan(config: RunConfig) -> Plan:
     policy = build_policy(config.policy)
     prompts = load_prompts(config.prompts.set, config.prompts.texts, config.prompts.limit)
     clips = plan_clips(prompts, config.seeds.base, config.seeds.per_prompt)
-    options = {f.name: getattr(policy, f.name) for f in dataclasses.fields(policy)}  # type: ignore[arg-type]
+    options = policy_options(policy)
     metrics = build_metrics(config.metrics)
     return Plan(config, policy, config.policy["name"], options, clips, metrics, resolve_device(config.model.device))
 
@@ -114,6 +114,8 @@ def build_policy(block: Mapping[str, Any]) -> ReusePolicy[Any]:
         if key not in known:
             hint = nearest_key(key, known) if known else "It has none."
             raise ValueError(f"policy {name!r} has no option {key!r}. {hint}")
+    inner = {key: _build_inner(name, key, options[key]) for key in policy_class.policy_fields if key in options}
+    options = {key: value for key, value in options.items() if key not in inner}
     schema = OmegaConf.structured(policy_class)
     OmegaConf.set_readonly(schema, False)
     for key, value in options.items():
@@ -126,9 +128,37 @@ def build_policy(block: Mapping[str, Any]) -> ReusePolicy[Any]:
         # Only what was given: a default computed by the class (a factory) stays the class's business.
         converted = OmegaConf.to_container(schema)
         assert isinstance(converted, dict)
-        return policy_class(**{key: converted[key] for key in options})
+        return policy_class(**{key: converted[key] for key in options}, **inner)
     except TypeError as error:  # an option without a default
         raise ValueError(f"policy {name!r}: {error}. Its options: {', '.join(known)}.") from None
+
+
+def _build_inner(owner: str, key: str, value: Any) -> Any:
+    """The policy, or the policies, that an option holds."""
+    if isinstance(value, Mapping) and isinstance(value.get("name"), str):
+        return build_policy(value)
+    if isinstance(value, str):
+        return build_policy({"name": value})
+    if isinstance(value, Sequence):
+        return tuple(_build_inner(owner, key, one) for one in value)
+    raise ValueError(
+        f"policy.{key} of {owner} must be a policy, such as {{name: foresight, gamma: 0.5}}; found {value!r}"
+    )
+
+
+def policy_options(policy: ReusePolicy[Any]) -> dict[str, Any]:
+    """Every option of a policy as plain values, defaults included; policies inside it as mappings with a `name`."""
+    from fsframework.core import POLICIES
+
+    def plain(value: Any, key: str) -> Any:
+        if key not in policy.policy_fields:
+            return value
+        if isinstance(value, (tuple, list)):
+            return [plain(one, key) for one in value]
+        return {"name": POLICIES.name_of(type(value)), **policy_options(value)}
+
+    fields = dataclasses.fields(policy)  # type: ignore[arg-type]
+    return {f.name: plain(getattr(policy, f.name), f.name) for f in fields}
 
 
 def build_metrics(names: Sequence[str] | None) -> list[Metric]:
@@ -171,12 +201,14 @@ def sampling_of(config: RunConfig, model: LoadedModel) -> dict[str, Any]:
 def check_policy_fits(plan: Plan, model: LoadedModel, sampling: Mapping[str, Any]) -> None:
     """Let the policy refuse the run now instead of in the middle of it, as with a warmup longer than the run."""
     from fsframework.core import Run
+    from fsframework.run.attach import model_facts
 
     sites = model.bind().sites(plan.policy)
     scheduler = copy.deepcopy(model.pipe.scheduler)
     scheduler.set_timesteps(sampling["num_steps"])
     timesteps = [float(t) for t in scheduler.timesteps.tolist()]
-    plan.policy.start(Run(len(timesteps), timesteps, sites, facts={"device": plan.device, "model": model.name}))
+    facts = {**model_facts(model.adapter, model.transformer, model.pipe), "device": plan.device}
+    plan.policy.start(Run(len(timesteps), timesteps, sites, facts=facts))
 
 
 def policy_source_digest(policy: ReusePolicy[Any]) -> str:

@@ -42,6 +42,9 @@ class DenoiserStageConfig:
     """"all", or "temporal": only the parameters that single images do not train."""
     timestep_power: float = 1.0
     """Timesteps are 1000 * u ** power with u uniform; below 1 draws them towards high noise."""
+    text_encoder: str = ""
+    """A bundled model, such as "tiny-latte", whose trained text encoder this stage starts with and leaves as it is;
+    empty: the encoder goes on being trained with the transformer."""
     caption_dropout: float = 0.1
     """Share of the clips whose caption is replaced by the empty prompt, the unconditional branch."""
     partial_captions: float = 0.0

@@ -147,6 +147,8 @@ def train_denoiser(config: TinyConfig, directory: Path, autoencoder: Any, latent
     for stage in config.stages:
         finished = directory / f"{stage.name}.pt"
         if not finished.exists():
+            if stage.text_encoder:
+                denoiser.adopt_text_encoder(BUNDLED / stage.text_encoder)
             module = DenoiserStage(
                 denoiser,
                 stage,
