@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fsframework.core.cache import Entry
 from fsframework.core.decision import RECOMPUTE as DO_RECOMPUTE
 from fsframework.core.decision import Blend, Decision, Forecast, Partial, Recompute, Reuse
+from fsframework.core.forecast import ForecastJump
 from fsframework.core.keys import BlockKey, PartKey
 from fsframework.core.meter import Meter
 from fsframework.core.part_visit import visit_part
@@ -180,7 +181,7 @@ class ForwardRecord:
             self._planning = None
             self._plan[key.index] = decision
             if isinstance(decision, (Reuse, Forecast)):
-                target = (decision.through if isinstance(decision, Reuse) else None) or key.site
+                target = _through(decision) or key.site
                 if self._cache.last(self.branch, target) is not None:
                     self._last_reused = max(self._last_reused, target.start)
 
@@ -248,11 +249,13 @@ class ForwardRecord:
         """A later reuse throws this block's result away: it is neither run nor restored."""
         assert self._plan is not None
         decision = self._plan[key.index]
-        entry = self._cache.last(self.branch, key.site) if isinstance(decision, Reuse) else None
+        wanted = isinstance(decision, (Reuse, Forecast))
+        entry = self._cache.last(self.branch, key.site) if wanted else None
         if entry is None:
             self.begin_visit(key.site, streams, ELIMINATED)
         else:
-            self.begin_visit(key.site, streams, REUSE, self.step.index - entry.step)
+            code = REUSE if isinstance(decision, Reuse) else FORECAST
+            self.begin_visit(key.site, streams, code, self.step.index - entry.step)
 
     def _put_in_place(
         self,
@@ -273,12 +276,15 @@ class ForwardRecord:
                 self.amend(row, REUSE, self.step.index - entry.step)
                 if decision.through is None:
                     return self._value(site, entry, streams)
-                return self._jump(key.index, site, decision.through, entry, streams)
+                return self._jump(key.index, site, decision.through, REUSE, entry.step, entry.value, streams)
         elif isinstance(decision, Forecast):
-            history = self.history(site)
+            through = _through(decision)
+            history = self.history(through or site)
             if history:
                 self.amend(row, FORECAST, self.step.index - history[-1].step)
                 forecast = decision.fn(history, self.step)
+                if through is not None:
+                    return self._jump(key.index, site, through, FORECAST, history[-1].step, forecast, streams)
                 residual = site in self._residual_sites
                 return tuple(x + r for x, r in zip(streams, forecast)) if residual else forecast
         elif isinstance(decision, Partial):
@@ -355,7 +361,9 @@ class ForwardRecord:
         self._skip_to, self._skip_code, self._skip_lag, self._restored = last, code, lag, value
         return True
 
-    def _jump(self, index: int, site: Site, target: Site, entry: Entry, streams: State) -> State:
+    def _jump(
+        self, index: int, site: Site, target: Site, code: int, computed_at: int, value: State, streams: State
+    ) -> State:
         name = type(self._policy).__name__
         if target in self._residual_sites:
             raise ValueError(f"{name} jumps from {site} through {target}; a jump needs storage='output'")
@@ -363,8 +371,8 @@ class ForwardRecord:
             raise ValueError(f"{name} jumps from {site} through {target}; a jump ends at a block at or after its start")
         if target.start > index:
             self.engine.bound.check_passable(index, target.start + 1, name)
-        self._skip_to, self._skip_code, self._restored = target.start, REUSE, entry.value
-        self._skip_lag = self.step.index - entry.step
+        self._skip_to, self._skip_code, self._restored = target.start, code, value
+        self._skip_lag = self.step.index - computed_at
         return self._pass_over(index, streams)
 
     def _pass_over(self, index: int, streams: State) -> State:
@@ -393,3 +401,8 @@ class ForwardRecord:
             if region.stop <= index:
                 continue
             self.end_visit(row, region, entered, bound.to_canonical(index, value), keep)
+
+
+def _through(decision: Decision) -> Site | None:
+    """The block that a decision jumps to, if any."""
+    return decision.through if isinstance(decision, (Reuse, ForecastJump)) else None
