@@ -11,6 +11,23 @@ from torch import Tensor, nn
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
 
 
+def _temb(transformer: Any, arguments: Mapping[str, Any]) -> Tensor:
+    """The embeddings of timestep and frame rate added, [B, D]. The blocks get a projection only."""
+    dtype = transformer.x_embedder.proj.weight.dtype
+    temb: Tensor = transformer.t_embedder(arguments["timestep"].to(dtype), dtype)
+    rate: Tensor = transformer.fps_embedder(arguments["fps"], dtype)
+    return temb + rate.repeat(temb.shape[0] // rate.shape[0], 1)
+
+
+def _modulated(block: Any, arguments: Mapping[str, Any]) -> Tensor:
+    """[(B T), S, C], as the spatial attention gets it."""
+    modulation: Tensor = arguments["modulation"]
+    shift, scale = block.factors(modulation)[:2]
+    x = arguments["hidden_states"].unflatten(1, (modulation.shape[1], -1))
+    modulated: Tensor = (block.norm1(x) * (1 + scale) + shift).flatten(1, 2)
+    return modulated.unflatten(1, (arguments["num_frames"], -1)).flatten(0, 1)
+
+
 @ADAPTERS.register("opensora")
 class OpenSora(ModelAdapter):
     """`STDiT3` of `fsframework.models.opensora_1_2`, since diffusers has no Open-Sora.
@@ -42,6 +59,8 @@ class OpenSora(ModelAdapter):
         ),
     )
     interleaved = True
+    probes = {"temb": _temb}
+    block_probes = {"modulated": _modulated}
     batch_order = ("cond", "uncond")
     latent_input = "x"
     batched_inputs = ("x", "timestep", "y", "mask", "x_mask", "fps", "height", "width")
@@ -85,6 +104,12 @@ class OpenSora(ModelAdapter):
             "timestep": torch.empty(batch, **one), "fps": torch.empty(batch, **one),
             "height": torch.empty(batch, **one), "width": torch.empty(batch, **one),
         }  # fmt: skip
+
+    def num_frames(self, transformer: nn.Module, arguments: Mapping[str, Any]) -> int:
+        """One per patch of frames of the latent [B, C, T, H, W]; the last patch may be filled up."""
+        frames: int = arguments["x"].shape[2]
+        patch: int = transformer.patch_size[0]  # type: ignore[index, assignment]
+        return -(-frames // patch)
 
     def gate(self, part: Part, block: nn.Module, arguments: Mapping[str, Any]) -> Sequence[Tensor | None]:
         """Self-attention and MLP have a gate from the timestep (per frame where frames are given), the text has none."""

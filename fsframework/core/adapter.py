@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 Tokens = Literal["video", "text+video", "video+text"]
 """What a sub-module's input holds along its token axis, in order."""
+
+Gate = Callable[[nn.Module, Mapping[str, Any]], Sequence[Tensor | None] | None]
+"""(block, its arguments by name) -> one factor per tensor that the sub-module returns; see `ModelAdapter.gate`."""
+
+Probe = Callable[[nn.Module, Mapping[str, Any]], Tensor]
+"""(module, its arguments by name) -> a tensor; the module is the transformer or its first block."""
 
 
 @dataclass(frozen=True)
@@ -117,28 +123,88 @@ class ModelAdapter:
         as many text tokens as its pipeline gives and the timestep included. Needed to count at full size."""
         raise NotImplementedError(f"{type(self).__name__} does not state its inputs at full size")
 
+    gates: ClassVar[Mapping[Part, Gate]] = {}
+    """What `gate` gives, per sub-module part. None of them may run the sub-module; running a small modulation layer once
+    more is fine. Most families share a form that `models/_modulation.py` has."""
+    probes: ClassVar[Mapping[str, Probe]] = {}
+    """Probes made from the transformer and its arguments: they can be asked for anywhere in a forward. `latent` is there
+    without being stated."""
+    block_probes: ClassVar[Mapping[str, Probe]] = {}
+    """Probes made from the first block and its arguments: they can be asked for once execution has come to that block, so
+    in `decide` at TRUNK, and not in `begin_forward`. Two names mean the same in every family that has them:
+
+    - `temb`: the time embedding vector that blocks are modulated with, [B, D] ([B, N, D] where tokens have timesteps of
+      their own). It depends on the timestep and on whatever else the model adds to it (guidance scale, pooled text).
+    - `modulated`: norm1(x) * (1 + scale) + shift of the first block's video stream, as its self-attention gets it,
+      [B', N, C] (TeaCache, arXiv:2411.19108).
+
+    `temb` may be in either table: in `probes` where it has to be made anew from the timestep."""
+
+    part_probes: ClassVar[Mapping[str, Probe]] = {}
+    """Probes made from the sub-module being visited and its arguments: asked for in `decide` or `observe` at its site.
+
+    - `attention_map`: the weights of a cross-attention, [B, N, L], mean over its heads, worked out once more from queries
+      and keys (fused attention gives none). Costs two projections and, at worst, the weights of one head at a time."""
+
     def gate(self, part: Part, block: nn.Module, arguments: Mapping[str, Any]) -> Sequence[Tensor | None] | None:
         """The factors a block multiplies a sub-module's outputs by, one per returned tensor; None where there is none.
 
-        `arguments` are the block's, by name. Needed only by policies that cache after the gate.
+        A block computes x + gate * sub_module(...). Each factor broadcasts to the tensor it is for. `arguments` are the
+        block's, by name. Needed only by policies that cache after the gate. Families state `gates`.
+
+        Raises:
+            ValueError: no such factor is stated, or none exists (a norm or a projection lies between output and sum).
         """
+        if part in self.gates:
+            return self.gates[part](block, arguments)
         raise ValueError(
-            f"{type(self).__name__} does not state its gates, so post-gate caching is not possible with this family; "
-            f"use gate='pre' or implement {type(self).__name__}.gate"
+            f"{type(self).__name__} does not state its gates for {part.value!r}, so post-gate caching is not possible "
+            f"there; use gate='pre' or state {type(self).__name__}.gates"
         )
 
     def probe(
         self, name: str, transformer: nn.Module, arguments: Mapping[str, Any], block: Mapping[str, Any]
     ) -> Tensor:
-        """A tensor of the current forward by name, computed when asked. `latent` is always there.
+        """A tensor of the current forward by name, computed when asked: `latent`, `probes` and `block_probes`.
 
         `arguments` are the model's, `block` those of the block execution has come to (empty before the first), by name:
-        a block's modulated input, say, needs no second run of the embedding.
+        a block's modulated input, say, needs no second run of the embedding. `block_probes` are about the first block, so
+        ask for them before the second.
+
+        Raises:
+            ValueError: the family has no such probe, or it is a block's and no block has been come to.
         """
         if name == "latent":
             value: Tensor = stacked(arguments[self.latent_input])
             return value
-        raise ValueError(f"{type(self).__name__} has no probe {name!r}. {nearest(name, ['latent'])}")
+        if name in self.probes:
+            return self.probes[name](transformer, arguments)
+        if name in self.block_probes:
+            if not block:
+                raise ValueError(
+                    f"{type(self).__name__} makes the probe {name!r} from the first block's arguments; ask for it in "
+                    f"`decide` at the first site inside the model (TRUNK, or the first block), not in `begin_forward`"
+                )
+            return self.block_probes[name](_get_path(transformer, self.blocks[0].path)[0], block)
+        known = ["latent", *self.probes, *self.block_probes]
+        raise ValueError(f"{type(self).__name__} has no probe {name!r}. {nearest(name, known)}")
+
+    def num_frames(self, transformer: nn.Module, arguments: Mapping[str, Any]) -> int:
+        """How many latent frames the video tokens come from, given the transformer's arguments by name; 1 for images.
+
+        A joint block's video stream [B, N, C] is then [B, num_frames, N / num_frames, C]: frames are slowest. Frames that
+        share a patch count as one.
+
+        Raises:
+            ValueError: the latent looks like a video and the family does not state its frames.
+        """
+        shape = stacked(arguments[self.latent_input]).shape
+        if len(shape) == 5 and shape[2] > 1:
+            raise ValueError(
+                f"{type(self).__name__} does not state how many frames its tokens come from; implement "
+                f"{type(self).__name__}.num_frames"
+            )
+        return 1
 
     def calls(self) -> tuple[str, ...]:
         """The branches of a step's forwards in the order they come, for those that no `cache_context` names."""
