@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,6 +55,8 @@ class ReuseCache:
         self._like: dict[tuple[str, Site], tuple[tuple[torch.dtype, torch.device], ...]] = {}
         self._kept: dict[tuple[str, str], tuple[Entry, tuple[tuple[torch.dtype, torch.device], ...]]] = {}
         """Policies' own tensors, each with the dtypes and devices they came with."""
+        self._peaks: dict[str, tuple[int, int]] = {}
+        """By branch, the most values and kept tensors of what was dropped since."""
 
     def put(self, branch: str, site: Site, step: int, value: State) -> None:
         """Store `value`, dropping the oldest entry beyond `depth`."""
@@ -134,8 +137,23 @@ class ReuseCache:
                     f"not be reused. The model or a callback writes into a block's output; clone it there."
                 )
 
+    def peak_counts(self) -> dict[str, tuple[int, int]]:
+        """By branch, the most site values held at once, and the most tensors that its policy kept.
+
+        Nothing leaves before `drop` or `clear`, so what is held then is the most there was: counting costs nothing.
+        """
+        values, tensors = Counter(branch for (branch, _), e in self._entries.items() for _ in e), Counter[str]()
+        for (branch, _), (entry, _) in self._kept.items():
+            tensors[branch] += len(entry.value)
+        peaks = dict(self._peaks)
+        for branch in {*values, *tensors}:
+            before = peaks.get(branch, (0, 0))
+            peaks[branch] = max(before[0], values[branch]), max(before[1], tensors[branch])
+        return peaks
+
     def drop(self, branch: str) -> None:
         """Forget what a branch has stored."""
+        self._peaks = self.peak_counts()
         for key in [key for key in self._entries if key[0] == branch]:
             self.num_bytes -= sum(entry.num_bytes for entry in self._entries.pop(key))
             self._like.pop(key, None)
@@ -143,7 +161,8 @@ class ReuseCache:
             self.num_bytes -= self._kept.pop(name)[0].num_bytes
 
     def clear(self) -> None:
-        """Drop everything; `peak_bytes` stays."""
+        """Drop everything; `peak_bytes` and `peak_counts` stay."""
+        self._peaks = self.peak_counts()
         self._entries.clear()
         self._like.clear()
         self._kept.clear()
