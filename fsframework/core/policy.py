@@ -46,6 +46,10 @@ class Call(Protocol):
         """A tensor the adapter can provide by name: `latent`, and what else its family states about the model or the
         block execution has come to."""
 
+    def video_tokens(self, site: Site) -> Tensor:
+        """The video tokens entering the site being asked about, [rows, N, C]: what the index of a `Partial` counts.
+        ValueError where the site can not run on some tokens, naming the parts that can."""
+
     def state_of(self, branch: str) -> object | None:
         """Another branch's policy state, for policies that decide on one branch and follow on the others."""
 
@@ -217,3 +221,22 @@ class ReusePolicy(ABC, Generic[S]):
             f"{type(self).__name__}: {name} was published for {models or 'no model'}, not for "
             f"{known[0] or known[1] or 'this model'}; set {name} yourself.{hint}"
         )
+
+
+def as_policy(value: Any, option: str) -> ReusePolicy[Any]:
+    """What an option in `policy_fields` may be given as: a policy, its registered name, or a mapping with `name` and options.
+
+    Raises:
+        ValueError: it is none of these, or names no policy. `option` says where, as in "forecast: base".
+    """
+    from fsframework.core.registry import POLICIES
+
+    if isinstance(value, ReusePolicy):
+        return value
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        raise ValueError(
+            f"{option} must be a policy, its name, or a mapping such as {{name: static, interval: 3}}; found {value!r}"
+        )
+    return POLICIES[value["name"]](**{key: given for key, given in value.items() if key != "name"})
