@@ -12,7 +12,7 @@ from fsframework.core.decision import RECOMPUTE as DO_RECOMPUTE
 from fsframework.core.decision import Blend, Forecast, Partial, Recompute, Reuse
 from fsframework.core.keys import PartKey
 from fsframework.core.site import Site, State
-from fsframework.core.tokens import check_partial, cut_first, cut_tables, put_tokens
+from fsframework.core.tokens import check_partial, cut_first, cut_tables, put_tokens, video_tokens
 from fsframework.core.trace import BLEND, FORECAST, PARTIAL, RECOMPUTE, REUSE
 from fsframework.core.wrap import Slot, positions
 
@@ -84,6 +84,14 @@ def _num_video_tokens(record: ForwardRecord) -> int:
     assert record.block is not None
     block, args, kwargs = record.block
     return block.streams(args, kwargs)[0].shape[1]
+
+
+def video_tokens_at(record: ForwardRecord, site: Site) -> Tensor:
+    """See `Call.video_tokens`."""
+    order = check_partial(record.engine.bound.blocks[site.start].facts, site, type(record.engine.policy).__name__)
+    if not site.part.inside_block:
+        return record.input()[0]
+    return video_tokens(record.input(), order, _num_video_tokens(record))
 
 
 def _gate(record: ForwardRecord, key: PartKey, site: Site) -> Gates:

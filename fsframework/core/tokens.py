@@ -1,4 +1,4 @@
-"""Running a module on some tokens only, for `Partial`. `index` is int64, [k] for all samples alike or [B, k]."""
+"""Running a module on some tokens only, for `Partial`, and choosing which. `index` is int64, [k] for all rows or [B, k]."""
 
 from __future__ import annotations
 
@@ -26,6 +26,53 @@ def put_tokens(whole: Tensor, few: Tensor, index: Tensor) -> Tensor:
     if index.ndim == 1:
         return whole.index_copy(1, index, few)
     return whole.scatter(1, index[..., None].expand(*index.shape, whole.shape[-1]), few)
+
+
+def num_chosen(fraction: float, num_tokens: int) -> int:
+    """How many of `num_tokens` a fraction (in 0..1, else the nearer end) is, rounded down: known without a device."""
+    return int(min(max(fraction, 0.0), 1.0) * num_tokens + 1e-9)
+
+
+def unit_scores(score: Tensor) -> Tensor:
+    """Scores [R, N] >= 0 in float32, each row divided by its L2 norm, so that rows of any scale and length compare."""
+    return torch.nn.functional.normalize(score.float(), dim=-1)
+
+
+def entropy(weights: Tensor) -> Tensor:
+    """[R, N]: -sum p log p over the last axis of attention weights [R, N, L], in nats; 0 log 0 is 0."""
+    return torch.special.entr(weights.float()).sum(dim=-1)
+
+
+def over_samples(score: Tensor, num_samples: int) -> Tensor:
+    """The mean over the batch of scores [(B F), N], B outermost: [F, N], one row for each row folded into a sample."""
+    return score.unflatten(0, (num_samples, -1)).mean(dim=0)
+
+
+def highest(score: Tensor, k: int) -> Tensor:
+    """[R, k]: the places of the k highest scores of each row of [R, N]; NaN counts as highest. Not sorted."""
+    return score.topk(k, dim=-1, sorted=False).indices
+
+
+def aged(ages: Tensor, index: Tensor) -> Tensor:
+    """Ages [R, N] one visit later: 0 at `index` [R, k], elsewhere 1 more."""
+    return (ages + 1).scatter_(-1, index, 0)
+
+
+def for_rows(index: Tensor, num_rows: int) -> Tensor:
+    """An index [F, k] as `Partial` takes it, for an input of [(B F), N, C]: [k] where F is 1, else repeated B times."""
+    if index.shape[0] == 1:
+        return index[0]
+    return index.repeat(num_rows // index.shape[0], 1)
+
+
+def video_tokens(streams: Iterable[Tensor], order: Tokens, num_video: int) -> Tensor:
+    """The video tokens in a sub-module's first [B, N, C] input: what the index of a `Partial` counts."""
+    x = next((t for t in streams if t.ndim == 3), None)
+    if x is None:
+        raise ValueError("Partial needs a sub-module with a [B, N, C] input")
+    if order == "video":
+        return x
+    return x[:, x.shape[1] - num_video :] if order == "text+video" else x[:, :num_video]
 
 
 def cut_first(

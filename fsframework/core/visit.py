@@ -15,12 +15,12 @@ from fsframework.core.decision import Blend, Decision, Forecast, Partial, Recomp
 from fsframework.core.forecast import ForecastJump
 from fsframework.core.keys import BlockKey, PartKey
 from fsframework.core.meter import Meter
-from fsframework.core.part_visit import visit_part
+from fsframework.core.part_visit import video_tokens_at, visit_part
 from fsframework.core.policy import ReusePolicy
 from fsframework.core.site import Part, Run, Site, State, Step
 from fsframework.core.tokens import check_partial, cut_tables, put_tokens, take_tokens
 from fsframework.core.trace import BLEND, ELIMINATED, FORECAST, PARTIAL, RECOMPUTE, REUSE
-from fsframework.core.wrap import Slot
+from fsframework.core.wrap import Slot, positions
 
 if TYPE_CHECKING:
     from fsframework.core.engine import ReuseEngine
@@ -42,6 +42,8 @@ class ForwardRecord:
         self.visited: set[int] = set()
         self.block: tuple[BlockKey, tuple[Any, ...], dict[str, Any]] | None = None
         """The block being run, with its arguments: for the gates of its sub-modules."""
+        self.part: tuple[nn.Module, tuple[Any, ...], dict[str, Any]] | None = None
+        """The sub-module being visited, with its arguments: for its probes."""
         self.arguments = arguments
         """The model's, by name; only one half of the batch where that half is run alone."""
         self._at: tuple[BlockKey, tuple[Any, ...], dict[str, Any]] | None = None
@@ -85,11 +87,19 @@ class ForwardRecord:
 
     def probe(self, name: str) -> Tensor:
         """See `Call.probe`."""
+        adapter = self.engine.bound.adapter
+        if self.part is not None and name in adapter.part_probes:
+            module, own_args, own_kwargs = self.part
+            return adapter.part_probes[name](module, {**dict(zip(positions(module), own_args)), **own_kwargs})
         block: dict[str, Any] = {}
         if self._at is not None:
             key, args, kwargs = self._at
             block = {**dict(zip(self.engine.block_positions(key.index), args)), **kwargs}
-        return self.engine.bound.adapter.probe(name, self.engine.bound.transformer, self.arguments, block)
+        return adapter.probe(name, self.engine.bound.transformer, self.arguments, block)
+
+    def video_tokens(self, site: Site) -> Tensor:
+        """See `Call.video_tokens`."""
+        return video_tokens_at(self, site)
 
     def state_of(self, branch: str) -> object | None:
         """See `Call.state_of`."""
@@ -193,7 +203,10 @@ class ForwardRecord:
         if isinstance(key, PartKey):
             if self._suspended:
                 return slot.call(module, args, kwargs)
-            return visit_part(self, key, slot, module, args, kwargs)
+            self.part = (module, args, kwargs)
+            output = visit_part(self, key, slot, module, args, kwargs)
+            self.part = None
+            return output
         trace = self._trace
         if not self.engine.timing or trace is None:
             output = self._visit_block(key, slot, module, args, kwargs)

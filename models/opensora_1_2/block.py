@@ -74,6 +74,21 @@ class CrossAttention(nn.Module):
         projected: Tensor = self.proj(rearrange(attended, "B heads N D -> B N (heads D)"))
         return projected
 
+    def weights(self, x_BNC: Tensor, y_BLC: Tensor, mask_BL: Tensor | None = None) -> Tensor:
+        """[B, N, L] float32: what share of each token's attention each text token gets, mean over the heads.
+
+        One head after the other, so that at most one head's weights are there beside the sum.
+        """
+        q = rearrange(self.q_linear(x_BNC), "B N (heads D) -> heads B N D", heads=self.num_heads)
+        kv = rearrange(self.kv_linear(y_BLC), "B L (two heads D) -> two heads B D L", two=2, heads=self.num_heads)
+        total = torch.zeros(*x_BNC.shape[:2], y_BLC.shape[1], device=x_BNC.device)
+        for q_BND, k_BDL in zip(q, kv[0]):
+            logits = (q_BND @ k_BDL).float() * q.shape[-1] ** -0.5
+            if mask_BL is not None:
+                logits = logits.masked_fill(~mask_BL[:, None], -torch.inf)
+            total += logits.softmax(dim=-1)
+        return total / self.num_heads
+
 
 class Mlp(nn.Module):
     """Two linear layers around a tanh GELU."""
