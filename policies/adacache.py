@@ -158,7 +158,7 @@ class AdaCache(ReusePolicy[AdaCacheState]):
 
     def begin_forward(self, state: AdaCacheState, call: Call) -> None:
         """Read the change posted at the last computed step, if any: the only host read."""
-        step, values = call.step.index, call.meter.take(call.branch)
+        step, values, state.changes = call.step.index, call.meter.take(call.branch), []
         if values is not None:
             state.next_step += interval_of(state.codebook, values[0]) - 1
         state.computes = step >= state.next_step or step < FIRST or step >= call.step.num_steps - LAST
@@ -188,9 +188,8 @@ class AdaCache(ReusePolicy[AdaCacheState]):
         if not state.computes:
             return
         state.next_step = call.step.index + 1
-        changes, state.changes = state.changes, []
-        if changes and FIRST <= state.next_step < call.step.num_steps - LAST:
-            call.meter.post(call.branch, call.meter.mean_over_ranks(torch.stack(changes).mean()[None]))
+        if state.changes and FIRST <= state.next_step < call.step.num_steps - LAST:
+            call.meter.post(call.branch, call.meter.mean_over_ranks(torch.stack(state.changes).mean()[None]))
 
     def calibration(self) -> Calibration:
         """Measures c with everything computed, and makes a codebook with which a `target` share of steps is computed.
@@ -320,6 +319,8 @@ class _Quantiles(Calibration):
             "num_steps": len(trace.timesteps),
             "changes": [sum(found[step]) / len(found[step]) for step in sorted(found)],
         }
+
+    fit_options = ("target",)
 
     def fit(self, records: Mapping[str, Sequence[Mapping[str, Any]]], run: Run) -> Fit:
         del run
