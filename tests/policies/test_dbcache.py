@@ -180,15 +180,16 @@ def test_a_model_with_too_few_blocks_is_refused_with_the_numbers():
         run(DBCache())
 
 
-def test_two_videos_in_one_session_of_other_lengths_equal_each_alone():
+def test_videos_in_one_session_equal_each_alone_also_after_one_that_was_cut_short():
     model = SmoothDiT(num_blocks=4)
     policy = DBCache(threshold=0.2, first_blocks=1, warmup=2, calibrator="taylorseer", max_reused=3)
     alone = []
-    for num_steps, seed in ((8, 1), (5, 2)):
-        with toy_session(model, policy, num_steps):
+    videos = ((8, 1), (5, 2), (8, 3))
+    for num_steps, seed in videos:
+        with toy_session(model, policy, 8):
             alone.append(run_smooth(model, num_steps, seed=seed))
     with toy_session(model, policy, 8):
-        for (num_steps, seed), expected in zip(((8, 1), (5, 2)), alone):
+        for (num_steps, seed), expected in zip(videos, alone):
             assert all(torch.equal(a, b) for a, b in zip(run_smooth(model, num_steps, seed=seed), expected))
 
 

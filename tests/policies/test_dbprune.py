@@ -115,14 +115,15 @@ def test_each_branch_decides_alone():
     assert session.trace.decisions("joint.1", "uncond") == "CCCCC"
 
 
-def test_two_videos_in_one_session_of_other_lengths_equal_each_alone():
+def test_videos_in_one_session_equal_each_alone_also_after_one_that_was_cut_short():
     model, policy = SmoothDiT(num_blocks=3), DBPrune(threshold=0.2, dynamic=True, first_blocks=0, warmup=2)
     alone = []
-    for num_steps, seed in ((8, 1), (5, 2)):
-        with toy_session(model, policy, num_steps):
+    videos = ((8, 1), (5, 2), (8, 3))
+    for num_steps, seed in videos:
+        with toy_session(model, policy, 8):
             alone.append(run_smooth(model, num_steps, seed=seed))
     with toy_session(model, policy, 8):
-        for (num_steps, seed), expected in zip(((8, 1), (5, 2)), alone):
+        for (num_steps, seed), expected in zip(videos, alone):
             assert all(torch.equal(a, b) for a, b in zip(run_smooth(model, num_steps, seed=seed), expected))
 
 
