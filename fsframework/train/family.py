@@ -5,7 +5,6 @@ Shape suffixes: B clips, C latent channels, F latent frames, H and W latent heig
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -60,30 +59,6 @@ class Denoiser(nn.Module):
         """The scheduler of the pipeline, new."""
         raise NotImplementedError
 
-    @torch.no_grad()
-    def adopt_text_encoder(self, folder: Path) -> None:
-        """Take the weights of a pipeline folder's trained T5 encoder and freeze them.
-
-        Words are matched by their spelling; those that the folder's tokenizer does not know keep their own embedding.
-        """
-        from transformers import AutoTokenizer, T5EncoderModel
-
-        source: Any = T5EncoderModel.from_pretrained(folder / "text_encoder")
-        source_words: Any = AutoTokenizer.from_pretrained(folder / "tokenizer")
-        rows = dict(source_words.get_vocab())
-        embedding = self.text_encoder.get_input_embeddings().weight.clone()
-        for word, row in self.tokenizer.get_vocab().items():
-            if word in rows:
-                embedding[row] = source.get_input_embeddings().weight[rows[word]]
-        weights = {k: v for k, v in source.state_dict().items() if k not in EMBEDDING_KEYS}
-        missing, unexpected = self.text_encoder.load_state_dict(weights, strict=False)
-        if unexpected or set(missing) - EMBEDDING_KEYS:
-            raise ValueError(
-                f"{folder}/text_encoder is another kind of encoder: {[*missing, *unexpected]} do not match."
-            )
-        self.text_encoder.get_input_embeddings().weight.copy_(embedding)
-        self.text_encoder.requires_grad_(False)
-
     def temporal_parameters(self) -> list[nn.Parameter]:
         """The parameters that only videos train."""
         raise ValueError(f"{type(self).__name__} has no temporal parameters of their own; set trainable to 'all'.")
@@ -123,9 +98,6 @@ class Denoiser(nn.Module):
         video: Tensor = frames.movedim(2, -1).float().clamp(0, 1)
         return video
 
-
-EMBEDDING_KEYS = {"shared.weight", "encoder.embed_tokens.weight"}
-"""Names of a T5 encoder's table of words in its state dict: one tensor under two names."""
 
 FAMILIES: Registry[type[Denoiser]] = Registry("family of tiny models")
 
