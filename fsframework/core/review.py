@@ -19,7 +19,7 @@ def review(trace: Trace, policy: ReusePolicy[Any], run: Run | None) -> dict[str,
     out: dict[str, str] = {}
     if not len(trace):
         return out
-    distances, thresholds = trace.logged("distance"), trace.logged("threshold")
+    distances = trace.logged("distance")
     broken = [(row, d) for row, d in distances.items() if not math.isfinite(d)]
     if broken:
         row, value = broken[0]
@@ -29,9 +29,25 @@ def review(trace: Trace, policy: ReusePolicy[Any], run: Run | None) -> dict[str,
         )
     schedule = policy.schedule(run) if run is not None else None
     if all(d == RECOMPUTE for d in trace.decision) and not (schedule and all(schedule)):
-        finite = [d for d in distances.values() if math.isfinite(d)]
-        lines = [t for t in thresholds.values() if math.isfinite(t)]
-        measured = f" Smallest distance {min(finite):.3g}" if finite else ""
-        measured += f", largest threshold {max(lines):.3g}." if finite and lines else ""
-        out["nothing"] = f"{type(policy).__name__} reused nothing in {len(trace.timesteps)} steps.{measured}"
+        out["nothing"] = f"{type(policy).__name__} reused nothing in {len(trace.timesteps)} steps.{_nearest(trace)}"
+    return out
+
+
+def _nearest(trace: Trace) -> str:
+    """How near a video came to its first reuse: the smallest distance, the largest threshold, and, as these may be of
+    different sites, where a distance came nearest to its own threshold. Wherever they were logged: at blocks, their parts,
+    the trunk or the model."""
+    distances = {row: d for row, d in trace.logged("distance").items() if math.isfinite(d)}
+    thresholds = {row: t for row, t in trace.logged("threshold").items() if math.isfinite(t)}
+    if not distances:
+        return " No distance was logged."
+    out = f" Smallest distance {min(distances.values()):.3g}"
+    out += f", largest threshold {max(thresholds.values()):.3g}." if thresholds else "."
+    both = [row for row in distances if row in thresholds]
+    if both and len(set(thresholds.values())) > 1:
+        row = min(both, key=lambda row: distances[row] / max(thresholds[row], 1e-30))
+        out += (
+            f" Nearest to its threshold: {trace.site[row].name} at step {trace.step[row]}, {distances[row]:.3g} against "
+            f"{thresholds[row]:.3g}."
+        )
     return out
