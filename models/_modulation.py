@@ -29,13 +29,14 @@ def argument(name: str) -> Probe:
 
 
 def table(projection: str, float32: bool = False) -> Factors:
-    """Factors of a block with a `scale_shift_table` of six rows; the argument `projection` holds six times C features.
+    """Factors of a block with a `scale_shift_table` of six rows [6, C]; the argument `projection` holds 6 C features.
 
-    It may be [B, 6 C], [B, 6, C], or with an axis for tokens after the batch. `float32`: the block works them out in that.
+    It may be [B, 6 C], [B, 6, C], or with an axis for tokens after the batch. A table of more rows gives more factors.
+    `float32`: the block works them out in that.
     """
 
     def factors(block: Any, arguments: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        rows: Tensor = block.scale_shift_table.reshape(6, -1)
+        rows: Tensor = block.scale_shift_table.flatten(0, -2)
         given: Tensor = arguments[projection]
         given = given.reshape(given.shape[0], -1, *rows.shape)
         return (rows + (given.float() if float32 else given)).unbind(2)
@@ -63,18 +64,39 @@ def modulated_by(factors: Factors, stream: str = "hidden_states", float32: bool 
     return modulated
 
 
-def adaln_single_temb(transformer: Any, arguments: Mapping[str, Any]) -> Tensor:
-    """The embedding [B, D] that `transformer.adaln_single` projects for all blocks.
+def adaln_temb(name: str) -> Probe:
+    """The embedding that the transformer's module `name` projects for all blocks: [B, D], [B, N, D] per token.
 
     The blocks get only the projection, so the embedding is made from the timestep once more. Sizes that some checkpoints
     add (`added_cond_kwargs`) are part of it.
     """
-    sizes = arguments.get("added_cond_kwargs") or {"resolution": None, "aspect_ratio": None}
-    latent: Tensor = arguments["hidden_states"]
-    value: Tensor = transformer.adaln_single.emb(
-        arguments["timestep"], **sizes, batch_size=latent.shape[0], hidden_dtype=latent.dtype
-    )
+
+    def temb(transformer: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
+        embed: Any = transformer.get_submodule(name)
+        sizes = arguments.get("added_cond_kwargs") or {"resolution": None, "aspect_ratio": None}
+        latent, timestep = arguments["hidden_states"], arguments["timestep"]
+        value: Tensor = embed.emb(timestep.flatten(), **sizes, batch_size=latent.shape[0], hidden_dtype=latent.dtype)
+        return value if timestep.ndim < 2 else value.unflatten(0, timestep.shape)
+
+    return temb
+
+
+def condition_temb(transformer: Any, arguments: Mapping[str, Any]) -> Tensor:
+    """What Wan's `condition_embedder` embeds the timestep to: [B, D], or [B, N, D] with a timestep per token.
+
+    The blocks get its projection only, so it is made once more.
+    """
+    timestep: Tensor = arguments["timestep"]
+    per_token = {"timestep_seq_len": timestep.shape[1]} if timestep.ndim == 2 else {}
+    one_word = arguments["encoder_hidden_states"][:, :1]  # the embedder wants text, and gives temb in its dtype
+    value: Tensor = transformer.condition_embedder(timestep.flatten(), one_word, **per_token)[0]
     return value
+
+
+NO_GATES: Mapping[Part, Gate] = {
+    part: lambda block, arguments: None for part in (Part.ATTENTION, Part.CROSS_ATTENTION, Part.MLP)
+}
+"""Of a block that adds what its sub-modules give as it is."""
 
 
 # AdaLN-Zero: a linear layer in the block's norm.
@@ -86,30 +108,40 @@ def norm_factors(block: nn.Module, name: str, temb: Tensor, width: int) -> tuple
     Raises:
         ValueError: the block has no such norm, as fused blocks have not: no factor belongs to their attention alone.
     """
-    norm: Any = dict(block.named_children()).get(name)
-    if norm is None or not isinstance(getattr(norm, "linear", None), nn.Module):
-        raise ValueError(
-            f"{type(block).__name__} has no gate between its sub-module's output and the sum (it projects attention and "
-            f"MLP together), so nothing can be cached after the gate there; use gate='pre'"
-        )
+    norm = norm_of(block, name)
     features: Tensor = norm.linear(norm.silu(temb))
     return features[:, None].split(width, dim=-1)
 
 
-def zero_norm_gates(temb: str = "temb", text: str = "encoder_hidden_states") -> Mapping[Part, Gate]:
+def norm_of(block: nn.Module, name: str) -> Any:
+    """The block's norm `name`; see `norm_factors`."""
+    norm = dict(block.named_children()).get(name)
+    if norm is None:
+        raise ValueError(
+            f"{type(block).__name__} has no gate of its attention alone: it projects attention and MLP together before "
+            f"the gate, so nothing can be cached after the gate there; use gate='pre'"
+        )
+    return norm
+
+
+def context_gate(block: nn.Module, arguments: Mapping[str, Any], temb: str = "temb") -> Tensor | None:
+    """Of the attention's text output, from `norm1_context`; None in a last block that drops the text."""
+    pieces = norm_factors(block, "norm1_context", arguments[temb], arguments["encoder_hidden_states"].shape[-1])
+    return pieces[2] if len(pieces) == 6 else None
+
+
+def zero_norm_gates(temb: str = "temb") -> Mapping[Part, Gate]:
     """Gates of a block with AdaLN-Zero norms `norm1` and, for its text stream, `norm1_context`.
 
     The attention returns both streams. The last block's text, which it drops, has no gate.
     """
 
     def attention(block: nn.Module, arguments: Mapping[str, Any]) -> Sequence[Tensor | None]:
-        width = arguments["hidden_states"].shape[-1]
-        video = norm_factors(block, "norm1", arguments[temb], width)[2]
+        video = norm_factors(block, "norm1", arguments[temb], arguments["hidden_states"].shape[-1])[2]
         if "norm1_context" not in dict(block.named_children()):
             return (video,)
-        pieces = norm_factors(block, "norm1_context", arguments[temb], arguments[text].shape[-1])
         # An adapter for image prompts has a third output, which is added as it is.
-        return (video, pieces[2] if len(pieces) == 6 else None, None)
+        return (video, context_gate(block, arguments, temb), None)
 
     def mlp(block: nn.Module, arguments: Mapping[str, Any]) -> Sequence[Tensor | None]:
         return (norm_factors(block, "norm1", arguments[temb], arguments["hidden_states"].shape[-1])[5],)
@@ -127,6 +159,38 @@ def zero_norm_modulated(temb: str = "temb") -> Probe:
     return modulated
 
 
-def joined(text: Tensor, video: Tensor, text_tokens: int, video_tokens: int) -> Tensor:
-    """The factors [B, 1, C] of two streams for their tokens one after the other, text first: [B, L + N, C]."""
-    return torch.cat([text.expand(-1, text_tokens, -1), video.expand(-1, video_tokens, -1)], dim=1)
+def text_and_video_gates(norm: str, temb: str, video: int, text: int) -> Gate:
+    """Gates of an attention that returns both streams, from one norm of the block: pieces number `video` and `text`."""
+
+    def attention(block: nn.Module, arguments: Mapping[str, Any]) -> Sequence[Tensor | None]:
+        pieces = norm_factors(block, norm, arguments[temb], arguments["hidden_states"].shape[-1])
+        return (pieces[video], pieces[text])
+
+    return attention
+
+
+def joined_gate(norm: str, temb: str, video: int, text: int) -> Gate:
+    """The gate of an MLP over text and video tokens together, text first, [B, L + N, C]; see `text_and_video_gates`."""
+
+    def mlp(block: nn.Module, arguments: Mapping[str, Any]) -> Sequence[Tensor | None]:
+        tokens, words = arguments["hidden_states"].shape[1], arguments["encoder_hidden_states"].shape[1]
+        pieces = norm_factors(block, norm, arguments[temb], arguments["hidden_states"].shape[-1])
+        return (joined(pieces[text], pieces[video], words, tokens),)
+
+    return mlp
+
+
+def two_stream_modulated(temb: str = "temb") -> Probe:
+    """The video stream as a `norm1` over both streams gives it to the attention."""
+
+    def modulated(block: Any, arguments: Mapping[str, Any]) -> Tensor:
+        video, text = arguments["hidden_states"], arguments["encoder_hidden_states"]
+        value: Tensor = block.norm1(video, text, arguments[temb])[0]
+        return value
+
+    return modulated
+
+
+def joined(first: Tensor, then: Tensor, num_first: int, num_then: int) -> Tensor:
+    """Two factors [B, 1, C] for so many tokens one after the other: [B, num_first + num_then, C]."""
+    return torch.cat([first.expand(-1, num_first, -1), then.expand(-1, num_then, -1)], dim=1)

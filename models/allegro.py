@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+from fsframework.models._modulation import adaln_temb, gates_of, modulated_by, table
 
 
 @ADAPTERS.register("allegro")
@@ -28,6 +29,11 @@ class Allegro(ModelAdapter):
     batched_inputs = (
         "hidden_states", "encoder_hidden_states", "timestep", "attention_mask", "encoder_attention_mask",
     )  # fmt: skip
+    frame_axis = 2
+    frame_patch = "patch_size_t"
+    gates = gates_of(table("temb"))
+    probes = {"temb": adaln_temb("adaln_single")}
+    block_probes = {"modulated": modulated_by(table("temb"))}
     checkpoints = {
         "allegro": Checkpoint(
             "rhymes-ai/Allegro",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+from fsframework.models._modulation import argument, zero_norm_gates, zero_norm_modulated
 
 
 @ADAPTERS.register("aura-flow")
@@ -32,6 +33,8 @@ class AuraFlow(ModelAdapter):
             concatenated=("encoder_hidden_states", "hidden_states"),
         ),
     )
+    gates = zero_norm_gates()
+    block_probes = {"temb": argument("temb"), "modulated": zero_norm_modulated()}
     checkpoints = {
         "aura-flow": Checkpoint("fal/AuraFlow", guidance_scale=3.5, height=1024, width=1024, dtype="float16"),
     }

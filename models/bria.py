@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+from fsframework.models._modulation import argument, zero_norm_gates, zero_norm_modulated
 
 
 @ADAPTERS.register("bria")
@@ -34,6 +35,8 @@ class Bria(ModelAdapter):
             mlp=None,
         ),
     )
+    gates = zero_norm_gates()
+    block_probes = {"temb": argument("temb"), "modulated": zero_norm_modulated()}
     checkpoints = {
         "bria-3.2": Checkpoint(
             "briaai/BRIA-3.2", num_steps=30, guidance_scale=5.0, height=1024, width=1024, dtype="bfloat16"

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+from fsframework.models._modulation import norm_of
+
+
+def _attention_gates(block: nn.Module, arguments: Mapping[str, Any]) -> Sequence[Tensor | None]:
+    """The blocks get their factors ready, [B, 12, C]: six for the image, then six for the text."""
+    norm_of(block, "norm1")
+    return (arguments["temb"][:, 2:3], arguments["temb"][:, 8:9], None)
+
+
+def _mlp_gate(block: nn.Module, arguments: Mapping[str, Any]) -> Sequence[Tensor | None]:
+    return (arguments["temb"][:, 5:6],)
+
+
+def _modulated(block: Any, arguments: Mapping[str, Any]) -> Tensor:
+    value: Tensor = block.norm1(arguments["hidden_states"], emb=arguments["temb"][:, :6])[0]
+    return value
 
 
 @ADAPTERS.register("chroma")
@@ -39,6 +56,8 @@ class Chroma(ModelAdapter):
     guidance = "sequential"
     batch_order = ("cond", "uncond")
     batched_inputs = ("hidden_states", "encoder_hidden_states", "timestep", "attention_mask")
+    gates = {Part.ATTENTION: _attention_gates, Part.MLP: _mlp_gate}
+    block_probes = {"modulated": _modulated}
     checkpoints = {
         "chroma": Checkpoint(
             "lodestones/Chroma1-HD", num_steps=40, guidance_scale=3.0, height=1024, width=1024, dtype="bfloat16"

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
-from fsframework.models._modulation import argument, joined, norm_factors
+from fsframework.models._modulation import argument, joined_gate, text_and_video_gates, two_stream_modulated
 
 _5B = dict(num_attention_heads=48, num_layers=42, use_rotary_positional_embeddings=True)
 _15 = dict(
     **_5B, patch_size_t=2, patch_bias=False, sample_height=300, sample_width=300, sample_frames=81
 )  # fmt: skip
-
-
-def _modulated(block: Any, arguments: Mapping[str, Any]) -> Tensor:
-    value: Tensor = block.norm1(arguments["hidden_states"], arguments["encoder_hidden_states"], arguments["temb"])[0]
-    return value
 
 
 @ADAPTERS.register("cogvideox")
@@ -38,7 +32,13 @@ class CogVideoX(ModelAdapter):
             partial={Part.BLOCK: "video", Part.ATTENTION: "video", Part.MLP: "text+video"},
         ),
     )
-    block_probes = {"temb": argument("temb"), "modulated": _modulated}
+    frame_axis = 1
+    frame_patch = "patch_size_t"
+    gates = {
+        Part.ATTENTION: text_and_video_gates("norm1", "temb", video=2, text=5),
+        Part.MLP: joined_gate("norm2", "temb", video=2, text=5),
+    }
+    block_probes = {"temb": argument("temb"), "modulated": two_stream_modulated()}
     checkpoints = {
         "tiny-cogvideox": Checkpoint(
             "tiny-cogvideox", num_steps=50, guidance_scale=4.0, height=32, width=32, num_frames=16,
@@ -79,21 +79,6 @@ class CogVideoX(ModelAdapter):
             return torch.randn(shape, generator=generator)
 
         return {"hidden_states": noise(batch, 3, 4, 8, 8), "encoder_hidden_states": noise(batch, 5, 12)}
-
-    def gate(self, part: Part, block: nn.Module, arguments: Mapping[str, Any]) -> Sequence[Tensor | None]:
-        """From the linear layer of `norm1` (attention) or `norm2` (MLP): the third piece is video's, the sixth text's."""
-        video, text = arguments["hidden_states"], arguments["encoder_hidden_states"]
-        norm = "norm1" if part is Part.ATTENTION else "norm2"
-        pieces = norm_factors(block, norm, arguments["temb"], video.shape[-1])
-        if part is Part.ATTENTION:
-            return (pieces[2], pieces[5])
-        return (joined(pieces[5], pieces[2], text.shape[1], video.shape[1]),)
-
-    def num_frames(self, transformer: nn.Module, arguments: Mapping[str, Any]) -> int:
-        """One per patch of frames of the latent [B, F, C, H, W]; 1.5 has two frames in a patch."""
-        config: Any = transformer.config
-        frames: int = arguments["hidden_states"].shape[1]
-        return frames // (config.patch_size_t or 1)
 
     def inputs_at(self, transformer: nn.Module, checkpoint: Checkpoint, batch: int) -> dict[str, Any]:
         """Latents of 4 frames of 8x8 pixels and 226 text tokens; 1.5 pads the frames to whole patches."""

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+from fsframework.models._modulation import argument, joined_gate, text_and_video_gates, two_stream_modulated
 
 
 @ADAPTERS.register("cogview3-plus")
@@ -27,6 +28,11 @@ class CogView3Plus(ModelAdapter):
     batched_inputs = (
         "hidden_states", "encoder_hidden_states", "timestep", "original_size", "target_size", "crop_coords",
     )  # fmt: skip
+    gates = {
+        Part.ATTENTION: text_and_video_gates("norm1", "emb", video=2, text=8),
+        Part.MLP: joined_gate("norm1", "emb", video=5, text=11),
+    }
+    block_probes = {"temb": argument("emb"), "modulated": two_stream_modulated("emb")}
     checkpoints = {
         "cogview3-plus": Checkpoint(
             "THUDM/CogView3-Plus-3B", guidance_scale=7.0, height=1024, width=1024, dtype="bfloat16"

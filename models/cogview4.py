@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+from fsframework.models._modulation import argument, two_stream_modulated
+
+
+def _attention_gates(block: Any, arguments: Mapping[str, Any]) -> Sequence[Tensor | None]:
+    """Of twelve pieces, image and text in turns, the third pair; the norm has no SiLU before its linear layer."""
+    pieces = block.norm1.linear(arguments["temb"])[:, None].chunk(12, dim=-1)
+    return (pieces[4], pieces[5])
 
 
 @ADAPTERS.register("cogview4")
@@ -34,6 +42,8 @@ class CogView4(ModelAdapter):
     batched_inputs = (
         "hidden_states", "encoder_hidden_states", "timestep", "original_size", "target_size", "crop_coords",
     )  # fmt: skip
+    gates = {Part.ATTENTION: _attention_gates}
+    block_probes = {"temb": argument("temb"), "modulated": two_stream_modulated()}
     checkpoints = {
         "cogview4": Checkpoint("THUDM/CogView4-6B", guidance_scale=3.5, height=1024, width=1024, dtype="bfloat16"),
     }

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+from fsframework.models._modulation import argument
+
+
+def _gate(norm: Any, arguments: Mapping[str, Any]) -> Sequence[Tensor | None]:
+    """The third piece of the norm's two linear layers on the time embedding, plus `temb`."""
+    pieces = norm.linear_2(norm.linear_1(norm.activation(arguments["embedded_timestep"])))
+    if arguments.get("temb") is not None:
+        pieces = pieces + arguments["temb"]
+    gate = pieces.chunk(3, dim=-1)[2]
+    return (gate if gate.ndim == 3 else gate[:, None],)
+
+
+def _modulated(block: Any, arguments: Mapping[str, Any]) -> Tensor:
+    x = arguments["hidden_states"]
+    if arguments.get("extra_pos_emb") is not None:
+        x = x + arguments["extra_pos_emb"]
+    value: Tensor = block.norm1(x, arguments["embedded_timestep"], arguments.get("temb"))[0]
+    return value
 
 
 @ADAPTERS.register("cosmos")
@@ -35,6 +54,14 @@ class Cosmos(ModelAdapter):
     guidance = "sequential"
     batch_order = ("cond", "uncond")
     batched_inputs = ("hidden_states", "timestep", "encoder_hidden_states", "attention_mask", "condition_mask")
+    frame_axis = 2
+    frame_patch = "patch_size"
+    gates = {
+        Part.ATTENTION: lambda block, arguments: _gate(block.norm1, arguments),
+        Part.CROSS_ATTENTION: lambda block, arguments: _gate(block.norm2, arguments),
+        Part.MLP: lambda block, arguments: _gate(block.norm3, arguments),
+    }
+    block_probes = {"temb": argument("embedded_timestep"), "modulated": _modulated}
     checkpoints = {
         "cosmos1-text2world-7b": Checkpoint(
             "nvidia/Cosmos-1.0-Diffusion-7B-Text2World",

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+from fsframework.models._modulation import argument, text_and_video_gates, two_stream_modulated
 
 
 @ADAPTERS.register("easyanimate")
@@ -34,6 +35,9 @@ class EasyAnimate(ModelAdapter):
         "hidden_states", "timestep", "encoder_hidden_states", "encoder_hidden_states_t5", "inpaint_latents",
         "control_latents",
     )  # fmt: skip
+    frame_axis = 2
+    gates = {Part.ATTENTION: text_and_video_gates("norm1", "temb", video=2, text=5)}
+    block_probes = {"temb": argument("temb"), "modulated": two_stream_modulated()}
     checkpoints = {
         "easyanimate-v5.1-7b": Checkpoint(
             "alibaba-pai/EasyAnimateV5.1-7b-zh-diffusers",

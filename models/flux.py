@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+from fsframework.models._modulation import argument, zero_norm_gates, zero_norm_modulated
 
 
 @ADAPTERS.register("flux")
@@ -44,6 +45,8 @@ class Flux(ModelAdapter):
     guidance = "sequential"
     batch_order = ("cond", "uncond")
     batched_inputs = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance")
+    gates = zero_norm_gates()
+    block_probes = {"temb": argument("temb"), "modulated": zero_norm_modulated()}
     checkpoints = {
         "flux-dev": Checkpoint(
             "black-forest-labs/FLUX.1-dev", guidance_scale=3.5, height=1024, width=1024, dtype="bfloat16", num_branches=1,

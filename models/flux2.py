@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+
+
+def _piece(arguments: Mapping[str, Any], stream: str, number: int) -> Tensor:
+    """One of the six factors [B, 1, C] that all blocks share."""
+    features: Tensor = arguments[f"temb_mod_{stream}"]
+    features = features[:, None] if features.ndim == 2 else features
+    return features.chunk(6, dim=-1)[number]
+
+
+def _modulated(block: Any, arguments: Mapping[str, Any]) -> Tensor:
+    normed: Tensor = block.norm1(arguments["hidden_states"])
+    return (1 + _piece(arguments, "img", 1)) * normed + _piece(arguments, "img", 0)
 
 
 @ADAPTERS.register("flux2")
@@ -42,6 +55,11 @@ class Flux2(ModelAdapter):
     guidance = "sequential"
     batch_order = ("cond", "uncond")
     batched_inputs = ("hidden_states", "encoder_hidden_states", "timestep", "guidance", "txt_ids", "img_ids")
+    gates = {
+        Part.ATTENTION: lambda block, arguments: (_piece(arguments, "img", 2), _piece(arguments, "txt", 2)),
+        Part.MLP: lambda block, arguments: (_piece(arguments, "img", 5),),
+    }
+    block_probes = {"modulated": _modulated}
     checkpoints = {
         "flux2-dev": Checkpoint(
             "black-forest-labs/FLUX.2-dev", guidance_scale=4.0, height=1024, width=1024, dtype="bfloat16", num_branches=1,

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+from fsframework.models._modulation import argument
+
+
+def _pieces(block: Any, arguments: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """Shift, scale and gate of attention and MLP: six for the image, in double blocks also six for the text; [B, 1, C]."""
+    features: Tensor = block.block.adaLN_modulation(arguments["temb"])
+    return features[:, None].split(arguments["hidden_states"].shape[-1], dim=-1)
+
+
+def _attention_gates(block: nn.Module, arguments: Mapping[str, Any]) -> Sequence[Tensor | None]:
+    return _pieces(block, arguments)[2::6]
+
+
+def _modulated(block: Any, arguments: Mapping[str, Any]) -> Tensor:
+    shift, scale = _pieces(block, arguments)[:2]
+    x: Tensor = arguments["hidden_states"]
+    modulated: Tensor = block.block.norm1_i(x).to(x.dtype) * (1 + scale) + shift
+    return modulated
 
 
 @ADAPTERS.register("hidream")
@@ -41,6 +60,8 @@ class HiDream(ModelAdapter):
     batched_inputs = (
         "hidden_states", "timesteps", "encoder_hidden_states_t5", "encoder_hidden_states_llama3", "pooled_embeds",
     )  # fmt: skip
+    gates = {Part.ATTENTION: _attention_gates, Part.MLP: lambda block, arguments: (_pieces(block, arguments)[5],)}
+    block_probes = {"temb": argument("temb"), "modulated": _modulated}
     checkpoints = {
         "hidream-full": Checkpoint(
             "HiDream-ai/HiDream-I1-Full", guidance_scale=5.0, height=1024, width=1024, dtype="bfloat16"

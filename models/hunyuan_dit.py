@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+from fsframework.models._modulation import NO_GATES, argument
+
+
+def _modulated(block: Any, arguments: Mapping[str, Any]) -> Tensor:
+    value: Tensor = block.norm1(arguments["hidden_states"], arguments["temb"])
+    return value
 
 
 @ADAPTERS.register("hunyuan-dit")
@@ -30,6 +37,8 @@ class HunyuanDiT(ModelAdapter):
         "hidden_states", "timestep", "encoder_hidden_states", "text_embedding_mask", "encoder_hidden_states_t5",
         "text_embedding_mask_t5", "image_meta_size", "style",
     )  # fmt: skip
+    gates = NO_GATES
+    block_probes = {"temb": argument("temb"), "modulated": _modulated}
     checkpoints = {
         "hunyuan-dit": Checkpoint(
             "Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers", guidance_scale=5.0, height=1024, width=1024, dtype="float16"

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+from fsframework.models._modulation import argument, context_gate, joined, norm_factors
+
+
+def _video_gate(block: nn.Module, arguments: Mapping[str, Any], piece: int) -> Tensor:
+    """With `image_condition_type="token_replace"` the first frame, which is given, has a gate of its own."""
+    video = arguments["hidden_states"]
+    gate = norm_factors(block, "norm1", arguments["temb"], video.shape[-1])[piece]
+    given, num_tokens = arguments.get("token_replace_emb"), arguments.get("num_tokens")
+    if given is None or num_tokens is None:
+        return gate
+    of_first = norm_factors(block, "norm1", given, video.shape[-1])[piece]
+    return joined(of_first, gate, num_tokens, video.shape[1] - num_tokens)
+
+
+def _modulated(block: Any, arguments: Mapping[str, Any]) -> Tensor:
+    given, num_tokens = arguments.get("token_replace_emb"), arguments.get("num_tokens")
+    own: dict[str, Any] = {}
+    if given is not None and num_tokens is not None:
+        own = {"token_replace_emb": given, "first_frame_num_tokens": num_tokens}
+    value: Tensor = block.norm1(arguments["hidden_states"], emb=arguments["temb"], **own)[0]
+    return value
 
 
 @ADAPTERS.register("hunyuan-video")
@@ -47,6 +69,13 @@ class HunyuanVideo(ModelAdapter):
     batched_inputs = (
         "hidden_states", "timestep", "encoder_hidden_states", "encoder_attention_mask", "pooled_projections", "guidance",
     )  # fmt: skip
+    frame_axis = 2
+    frame_patch = "patch_size_t"
+    gates = {
+        Part.ATTENTION: lambda block, arguments: (_video_gate(block, arguments, 2), context_gate(block, arguments)),
+        Part.MLP: lambda block, arguments: (_video_gate(block, arguments, 5),),
+    }
+    block_probes = {"temb": argument("temb"), "modulated": _modulated}
     checkpoints = {
         "hunyuan-video": Checkpoint(
             "hunyuanvideo-community/HunyuanVideo",

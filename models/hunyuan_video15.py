@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+from fsframework.models._modulation import argument, zero_norm_gates, zero_norm_modulated
 
 
 @ADAPTERS.register("hunyuan-video-1.5")
@@ -39,6 +40,10 @@ class HunyuanVideo15(ModelAdapter):
         "hidden_states", "timestep", "encoder_hidden_states", "encoder_attention_mask", "encoder_hidden_states_2",
         "encoder_attention_mask_2", "image_embeds",
     )  # fmt: skip
+    frame_axis = 2
+    frame_patch = "patch_size_t"
+    gates = zero_norm_gates()
+    block_probes = {"temb": argument("temb"), "modulated": zero_norm_modulated()}
     checkpoints = {
         "hunyuan-video-1.5-480p": Checkpoint(
             "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Kind, ModelAdapter, Part
+from fsframework.models._modulation import argument, zero_norm_gates, zero_norm_modulated
 
 
 @ADAPTERS.register("hunyuan-video-framepack")
@@ -48,6 +50,8 @@ class HunyuanVideoFramepack(ModelAdapter):
         "hidden_states", "timestep", "encoder_hidden_states", "encoder_attention_mask", "pooled_projections",
         "image_embeds", "guidance", "latents_clean", "latents_history_2x", "latents_history_4x",
     )  # fmt: skip
+    gates = zero_norm_gates()
+    block_probes = {"temb": argument("temb"), "modulated": zero_norm_modulated()}
     tiny_config = dict(
         in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=10, num_layers=2, num_single_layers=2,
         num_refiner_layers=1, mlp_ratio=2.0, patch_size=2, patch_size_t=1, text_embed_dim=12, pooled_projection_dim=8,
@@ -75,3 +79,9 @@ class HunyuanVideoFramepack(ModelAdapter):
             "latents_history_4x": noise(batch, 4, 4, 4, 4),
             "indices_latents_history_4x": torch.tensor([1, 2, 3, 4]),
         }
+
+    def num_frames(self, transformer: nn.Module, arguments: Mapping[str, Any]) -> int:
+        """Refused: tokens of the history, at several scales, come before those of the section."""
+        raise ValueError(
+            "HunyuanVideoFramepack: the video tokens are not whole frames, so they can not be told apart by frame"
+        )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
-from fsframework.models._modulation import adaln_single_temb, gates_of, modulated_by, table
+from fsframework.models._modulation import adaln_temb, gates_of, modulated_by, table
 
 
 @ADAPTERS.register("latte")
@@ -38,8 +37,9 @@ class Latte(ModelAdapter):
         ),
     )
     interleaved = True
+    frame_axis = 2
     gates = gates_of(table("timestep"))
-    probes = {"temb": adaln_single_temb}
+    probes = {"temb": adaln_temb("adaln_single")}
     block_probes = {"modulated": modulated_by(table("timestep"))}
     pipeline_arguments = {"num_frames": "video_length"}
     checkpoints = {
@@ -69,11 +69,6 @@ class Latte(ModelAdapter):
             return torch.randn(shape, generator=generator)
 
         return {"hidden_states": noise(batch, 4, 4, 8, 8), "encoder_hidden_states": noise(batch, 5, 12)}
-
-    def num_frames(self, transformer: nn.Module, arguments: Mapping[str, Any]) -> int:
-        """One per frame of the latent [B, C, F, H, W]."""
-        frames: int = arguments["hidden_states"].shape[2]
-        return frames
 
     def inputs_at(self, transformer: nn.Module, checkpoint: Checkpoint, batch: int) -> dict[str, Any]:
         """Latents of 8x8 pixels and 120 text tokens, the most the pipeline gives."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+from fsframework.models._modulation import adaln_temb, gates_of, modulated_by, table
 
 
 @ADAPTERS.register("ltx-video")
@@ -31,6 +33,9 @@ class LTXVideo(ModelAdapter):
     batched_inputs = (
         "hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask", "video_coords",
     )  # fmt: skip
+    gates = gates_of(table("temb"))
+    probes = {"temb": adaln_temb("time_embed")}
+    block_probes = {"modulated": modulated_by(table("temb"))}
     checkpoints = {
         "ltx-video": Checkpoint(
             "Lightricks/LTX-Video",
@@ -64,3 +69,7 @@ class LTXVideo(ModelAdapter):
             "height": 2,
             "width": 3,
         }
+
+    def num_frames(self, transformer: nn.Module, arguments: Mapping[str, Any]) -> int:
+        """As the pipeline gives it: the latent comes as tokens."""
+        return int(arguments["num_frames"])

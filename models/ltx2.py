@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+from fsframework.models._modulation import adaln_temb, gates_of, modulated_by, table
+
+
+def _cross_attention_gate(block: nn.Module, arguments: Mapping[str, Any]) -> Sequence[Tensor | None]:
+    """Where the attention to the text is modulated too, the table has nine rows, and the last is its gate."""
+    factors = table("temb")(block, arguments)
+    return (factors[8] if len(factors) == 9 else None,)
 
 
 @ADAPTERS.register("ltx-2")
@@ -39,6 +47,9 @@ class LTX2(ModelAdapter):
         "audio_timestep", "sigma", "audio_sigma", "encoder_attention_mask", "audio_encoder_attention_mask",
         "video_coords", "audio_coords",
     )  # fmt: skip
+    gates = {**gates_of(table("temb")), Part.CROSS_ATTENTION: _cross_attention_gate}
+    probes = {"temb": adaln_temb("time_embed")}
+    block_probes = {"modulated": modulated_by(table("temb"))}
     checkpoints = {
         "ltx-2": Checkpoint(
             "Lightricks/LTX-2",
@@ -69,3 +80,7 @@ class LTX2(ModelAdapter):
             "width": 3,
             "audio_num_frames": 5,
         }
+
+    def num_frames(self, transformer: nn.Module, arguments: Mapping[str, Any]) -> int:
+        """As the pipeline gives it: the latent comes as tokens."""
+        return int(arguments["num_frames"])

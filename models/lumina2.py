@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+from fsframework.models._modulation import argument
+
+
+def _modulated(block: Any, arguments: Mapping[str, Any]) -> Tensor:
+    value: Tensor = block.norm1(arguments["hidden_states"], arguments["temb"])[0]
+    return value
 
 
 @ADAPTERS.register("lumina2")
@@ -23,6 +30,7 @@ class Lumina2(ModelAdapter):
     guidance = "sequential"
     batch_order = ("cond", "uncond")
     batched_inputs = ("hidden_states", "encoder_hidden_states", "encoder_attention_mask", "timestep")
+    block_probes = {"temb": argument("temb"), "modulated": _modulated}
     checkpoints = {
         "lumina2": Checkpoint(
             "Alpha-VLLM/Lumina-Image-2.0", guidance_scale=4.0, height=1024, width=1024, dtype="bfloat16"

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+from fsframework.models._modulation import argument
+
+
+def _modulated(block: Any, arguments: Mapping[str, Any]) -> Tensor:
+    value: Tensor = block.norm1(arguments["hidden_states"], arguments["temb"])[0]
+    return value
 
 
 @ADAPTERS.register("mochi")
@@ -27,6 +34,8 @@ class Mochi(ModelAdapter):
         ),
     )
     batched_inputs = ("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask")
+    frame_axis = 2
+    block_probes = {"temb": argument("temb"), "modulated": _modulated}
     checkpoints = {
         "mochi-1": Checkpoint(
             "genmo/mochi-1-preview",

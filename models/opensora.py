@@ -28,6 +28,11 @@ def _modulated(block: Any, arguments: Mapping[str, Any]) -> Tensor:
     return modulated.unflatten(1, (arguments["num_frames"], -1)).flatten(0, 1)
 
 
+def _attention_map(cross_attention: Any, arguments: Mapping[str, Any]) -> Tensor:
+    weights: Tensor = cross_attention.weights(**arguments)
+    return weights
+
+
 @ADAPTERS.register("opensora")
 class OpenSora(ModelAdapter):
     """`STDiT3` of `fsframework.models.opensora_1_2`, since diffusers has no Open-Sora.
@@ -59,8 +64,11 @@ class OpenSora(ModelAdapter):
         ),
     )
     interleaved = True
+    frame_axis = 2
+    frame_patch = "patch_size"
     probes = {"temb": _temb}
     block_probes = {"modulated": _modulated}
+    part_probes = {"attention_map": _attention_map}
     batch_order = ("cond", "uncond")
     latent_input = "x"
     batched_inputs = ("x", "timestep", "y", "mask", "x_mask", "fps", "height", "width")
@@ -104,12 +112,6 @@ class OpenSora(ModelAdapter):
             "timestep": torch.empty(batch, **one), "fps": torch.empty(batch, **one),
             "height": torch.empty(batch, **one), "width": torch.empty(batch, **one),
         }  # fmt: skip
-
-    def num_frames(self, transformer: nn.Module, arguments: Mapping[str, Any]) -> int:
-        """One per patch of frames of the latent [B, C, T, H, W]; the last patch may be filled up."""
-        frames: int = arguments["x"].shape[2]
-        patch: int = transformer.patch_size[0]  # type: ignore[index, assignment]
-        return -(-frames // patch)
 
     def gate(self, part: Part, block: nn.Module, arguments: Mapping[str, Any]) -> Sequence[Tensor | None]:
         """Self-attention and MLP have a gate from the timestep (per frame where frames are given), the text has none."""

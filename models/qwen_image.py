@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+from fsframework.models._modulation import argument
+
+
+def _image(block: Any, arguments: Mapping[str, Any], half: int, normed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(`normed` modulated, gate) of the image stream, for attention (half 0) or MLP (half 1).
+
+    Edit models modulate the given image's tokens by timestep 0; `modulate_index` says which those are.
+    """
+    features = block.img_mod(arguments["temb"]).chunk(2, dim=-1)[half]
+    x = features.new_zeros(()) if normed is None else normed
+    modulated, gate = block._modulate(x, features, arguments.get("modulate_index"))
+    return modulated, gate
+
+
+def _text_gate(block: Any, arguments: Mapping[str, Any]) -> Tensor:
+    temb: Tensor = arguments["temb"]
+    features: Tensor = block.txt_mod(temb.chunk(2)[0] if block.zero_cond_t else temb)
+    return features[:, None].chunk(6, dim=-1)[2]
+
+
+def _modulated(block: Any, arguments: Mapping[str, Any]) -> Tensor:
+    return _image(block, arguments, 0, block.img_norm1(arguments["hidden_states"]))[0]
 
 
 @ADAPTERS.register("qwen-image")
@@ -40,6 +63,11 @@ class QwenImage(ModelAdapter):
         "hidden_states", "encoder_hidden_states", "encoder_hidden_states_mask", "timestep", "img_shapes", "guidance",
     )  # fmt: skip
     pipeline_arguments = {"guidance_scale": "true_cfg_scale"}
+    gates = {
+        Part.ATTENTION: lambda block, arguments: (_image(block, arguments, 0)[1], _text_gate(block, arguments)),
+        Part.MLP: lambda block, arguments: (_image(block, arguments, 1)[1],),
+    }
+    block_probes = {"temb": argument("temb"), "modulated": _modulated}
     checkpoints = {
         "qwen-image": Checkpoint(
             "Qwen/Qwen-Image", guidance_scale=4.0, height=1328, width=1328, dtype="bfloat16",

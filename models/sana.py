@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+from fsframework.models._modulation import gates_of, modulated_by, table
+
+
+def _mlp_gate(block: nn.Module, arguments: Mapping[str, Any]) -> Sequence[Tensor | None]:
+    """The feed-forward is convolutional and returns [B, C, H, W]."""
+    return (table("timestep")(block, arguments)[5].transpose(1, 2)[..., None],)
+
+
+def _temb(transformer: Any, arguments: Mapping[str, Any]) -> Tensor:
+    """[B, D], with the guidance scale where it is an input. The blocks get a projection only."""
+    latent, guidance = arguments["hidden_states"], arguments.get("guidance")
+    more = {"batch_size": latent.shape[0]} if guidance is None else {"guidance": guidance}
+    value: Tensor = transformer.time_embed(arguments["timestep"], hidden_dtype=latent.dtype, **more)[1]
+    return value
 
 
 @ADAPTERS.register("sana")
@@ -20,6 +35,9 @@ class Sana(ModelAdapter):
     )  # fmt: skip
     blocks = (BlockList("transformer_blocks", Kind.JOINT, cross_attention="attn2"),)
     batched_inputs = ("hidden_states", "encoder_hidden_states", "encoder_attention_mask", "timestep", "guidance")
+    gates = {**gates_of(table("timestep")), Part.MLP: _mlp_gate}
+    probes = {"temb": _temb}
+    block_probes = {"modulated": modulated_by(table("timestep"))}
     checkpoints = {
         "sana-1600m": Checkpoint(
             "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers", num_steps=20, guidance_scale=4.5, height=1024,

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+from fsframework.models._modulation import gates_of, modulated_by, table
+
+
+def _mlp_gate(block: nn.Module, arguments: Mapping[str, Any]) -> Sequence[Tensor | None]:
+    """The feed-forward is convolutional and returns [B, F, H, W, C]."""
+    gate = table("timestep")(block, arguments)[5]
+    sizes = (1, 1, 1) if gate.shape[1] == 1 else (arguments["frames"], arguments["height"], arguments["width"])
+    return (gate.unflatten(1, sizes),)
+
+
+def _temb(transformer: Any, arguments: Mapping[str, Any]) -> Tensor:
+    """[B, D], or [B, N, D] per token, with the guidance scale where it is an input. The blocks get a projection only."""
+    latent, guidance, timestep = arguments["hidden_states"], arguments.get("guidance"), arguments["timestep"]
+    more = {"batch_size": latent.shape[0]} if guidance is None else {"guidance": guidance}
+    value: Tensor = transformer.time_embed(timestep.flatten(), hidden_dtype=latent.dtype, **more)[1]
+    return value if timestep.ndim < 2 else value.unflatten(0, timestep.shape)
 
 
 @ADAPTERS.register("sana-video")
@@ -24,6 +41,11 @@ class SanaVideo(ModelAdapter):
         "hidden_states", "encoder_hidden_states", "timestep", "guidance", "encoder_attention_mask", "attention_mask",
     )  # fmt: skip
     pipeline_arguments = {"num_frames": "frames"}
+    frame_axis = 2
+    frame_patch = "patch_size"
+    gates = {**gates_of(table("timestep")), Part.MLP: _mlp_gate}
+    probes = {"temb": _temb}
+    block_probes = {"modulated": modulated_by(table("timestep"))}
     checkpoints = {
         "sana-video-2b-480p": Checkpoint(
             "Efficient-Large-Model/SANA-Video_2B_480p_diffusers",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+from fsframework.models._modulation import argument, zero_norm_gates, zero_norm_modulated
 
 
 @ADAPTERS.register("sd3")
@@ -34,6 +35,8 @@ class StableDiffusion3(ModelAdapter):
     )
     extra_calls = ("skip_layers",)
     batched_inputs = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
+    gates = zero_norm_gates()
+    block_probes = {"temb": argument("temb"), "modulated": zero_norm_modulated()}
     checkpoints = {
         "sd3-medium": Checkpoint(
             "stabilityai/stable-diffusion-3-medium-diffusers", num_steps=28, guidance_scale=7.0, height=1024, width=1024,

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+from fsframework.models._modulation import argument, condition_temb, gates_of, modulated_by, table
+
+
+def _factors(block: nn.Module, arguments: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """With a timestep per token the projection is [B, 6, N, C]."""
+    temb: Tensor = arguments["temb"]
+    return table("temb", float32=True)(block, {"temb": temb.transpose(1, 2) if temb.ndim == 4 else temb})
 
 
 @ADAPTERS.register("skyreels-v2")
@@ -40,6 +48,14 @@ class SkyReelsV2(ModelAdapter):
     guidance = "sequential"
     batch_order = ("cond", "uncond")
     batched_inputs = ("hidden_states", "encoder_hidden_states", "encoder_hidden_states_image", "timestep")
+    frame_axis = 2
+    frame_patch = "patch_size"
+    gates = gates_of(_factors)
+    probes = {"temb": condition_temb}
+    block_probes = {
+        "temb_projection": argument("temb"),
+        "modulated": modulated_by(_factors, float32=True),
+    }
     checkpoints = {
         "skyreels-v2-t2v-14b-540p": Checkpoint(
             "Skywork/SkyReels-V2-T2V-14B-540P-Diffusers",

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
-from fsframework.models._modulation import argument, gates_of, modulated_by, table
+from fsframework.models._modulation import argument, condition_temb, gates_of, modulated_by, table
 
 _1_3B = dict(num_attention_heads=12, ffn_dim=8960, num_layers=30)
 _14B = dict(num_attention_heads=40, ffn_dim=13824, num_layers=40)
-
-
-def _temb(transformer: Any, arguments: Mapping[str, Any]) -> Tensor:
-    """[B, D], or [B, N, D] with a timestep per token. The blocks get its projection only, so it is made once more."""
-    timestep: Tensor = arguments["timestep"]
-    num_tokens = timestep.shape[1] if timestep.ndim == 2 else None
-    one_word = arguments["encoder_hidden_states"][:, :1]  # the embedder wants text, and gives temb in its dtype
-    value: Tensor = transformer.condition_embedder(timestep.flatten(), one_word, timestep_seq_len=num_tokens)[0]
-    return value
 
 
 @ADAPTERS.register("wan")
@@ -46,8 +36,10 @@ class Wan(ModelAdapter):
             partial={Part.BLOCK: "video", Part.ATTENTION: "video", Part.CROSS_ATTENTION: "video", Part.MLP: "video"},
         ),
     )
+    frame_axis = 2
+    frame_patch = "patch_size"
     gates = gates_of(table("temb", float32=True))
-    probes = {"temb": _temb}
+    probes = {"temb": condition_temb}
     block_probes = {
         "temb_projection": argument("temb"),
         "modulated": modulated_by(table("temb", float32=True), float32=True),
@@ -99,12 +91,6 @@ class Wan(ModelAdapter):
             return torch.randn(shape, generator=generator)
 
         return {"hidden_states": noise(batch, 4, 2, 4, 4), "encoder_hidden_states": noise(batch, 5, 12)}
-
-    def num_frames(self, transformer: nn.Module, arguments: Mapping[str, Any]) -> int:
-        """One per patch of frames of the latent [B, C, F, H, W]."""
-        config: Any = transformer.config
-        frames: int = arguments["hidden_states"].shape[2]
-        return frames // int(config.patch_size[0])
 
     def inputs_at(self, transformer: nn.Module, checkpoint: Checkpoint, batch: int) -> dict[str, Any]:
         """Latents of 4 frames of 8x8 pixels and 512 text tokens."""

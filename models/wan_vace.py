@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+from fsframework.models._modulation import argument, condition_temb, gates_of, table
 
 
 @ADAPTERS.register("wan-vace")
@@ -45,6 +46,12 @@ class WanVACE(ModelAdapter):
     guidance = "sequential"
     batch_order = ("cond", "uncond")
     batched_inputs = ("hidden_states", "encoder_hidden_states", "control_hidden_states", "timestep")
+    frame_axis = 2
+    frame_patch = "patch_size"
+    gates = gates_of(table("temb", float32=True))
+    probes = {"temb": condition_temb}
+    block_probes = {"temb_projection": argument("temb")}
+    # No `modulated`: the first block to run is a control block, and the video does not enter its attention by itself.
     checkpoints = {
         "wan2.1-vace-1.3b": Checkpoint(
             "Wan-AI/Wan2.1-VACE-1.3B-diffusers",

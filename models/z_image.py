@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter
+from fsframework.models._modulation import argument
+
+
+def _modulated(block: Any, arguments: Mapping[str, Any]) -> Tensor:
+    if arguments.get("noise_mask") is not None:
+        raise ValueError("ZImage: the probe 'modulated' is not there for models that modulate tokens differently")
+    scale = block.adaLN_modulation(arguments["adaln_input"])[:, None].chunk(4, dim=2)[0]
+    modulated: Tensor = block.attention_norm1(arguments["x"]) * (1.0 + scale)
+    return modulated
 
 
 @ADAPTERS.register("z-image")
@@ -26,6 +36,7 @@ class ZImage(ModelAdapter):
     latent_input = "x"
     timestep_input = "t"
     batched_inputs = ("x", "t", "cap_feats")
+    block_probes = {"temb": argument("adaln_input"), "modulated": _modulated}
     checkpoints = {
         "z-image-turbo": Checkpoint(
             "Tongyi-MAI/Z-Image-Turbo",

@@ -105,6 +105,10 @@ class ModelAdapter:
     lists and dictionaries of them."""
     batch_axes: ClassVar[Mapping[str, int]] = {}
     """Which axis of such an argument counts the samples, where it is not the first."""
+    frame_axis: ClassVar[int | None] = None
+    """Which axis of the latent counts frames; None for images."""
+    frame_patch: ClassVar[str] = ""
+    """The transformer's config name for how many frames share a token (of several numbers the first); empty: one does."""
     contexts: ClassVar[Mapping[str, str]] = {"cond": "cond", "uncond": "uncond", "cond_uncond": "joint"}
     """diffusers' `cache_context` name -> branch."""
     pipeline_arguments: ClassVar[Mapping[str, str]] = {}
@@ -193,18 +197,24 @@ class ModelAdapter:
         """How many latent frames the video tokens come from, given the transformer's arguments by name; 1 for images.
 
         A joint block's video stream [B, N, C] is then [B, num_frames, N / num_frames, C]: frames are slowest. Frames that
-        share a patch count as one.
+        share a token count as one. Families state `frame_axis` and `frame_patch`.
 
         Raises:
             ValueError: the latent looks like a video and the family does not state its frames.
         """
         shape = stacked(arguments[self.latent_input]).shape
-        if len(shape) == 5 and shape[2] > 1:
-            raise ValueError(
-                f"{type(self).__name__} does not state how many frames its tokens come from; implement "
-                f"{type(self).__name__}.num_frames"
-            )
-        return 1
+        if self.frame_axis is None:
+            if len(shape) == 5 and shape[2] > 1:
+                raise ValueError(
+                    f"{type(self).__name__} does not state how many frames its tokens come from; state "
+                    f"{type(self).__name__}.frame_axis or implement num_frames"
+                )
+            return 1
+        config: Any = transformer.config
+        patch: int | Sequence[int] | None = config[self.frame_patch] if self.frame_patch else 1
+        if isinstance(patch, Sequence):
+            patch = patch[0]
+        return -(-shape[self.frame_axis] // (patch or 1))
 
     def calls(self) -> tuple[str, ...]:
         """The branches of a step's forwards in the order they come, for those that no `cache_context` names."""
