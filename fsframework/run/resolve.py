@@ -92,12 +92,24 @@ def _line_in(path: Path, error: BaseException) -> str:
     return f", line {line}" if line else ""
 
 
-def build_policy(block: Mapping[str, Any]) -> ReusePolicy[Any]:
+def build_policy(block: Mapping[str, Any], path: str = "policy") -> ReusePolicy[Any]:
     """The policy that a config's `policy` block describes; the policy class is the schema of its options.
+
+    `path` is where in the config the block stands, such as `policy.base` for a policy inside another.
 
     Raises:
         ValueError: unknown policy or option (with the nearest name), wrong type, or a value the policy refuses.
     """
+    if path == "policy":
+        return _build_policy(block, path)
+    try:
+        return _build_policy(block, path)
+    except ValueError as error:
+        message = str(error)
+        raise ValueError(message if message.startswith(path) else f"{path}: {message}") from None
+
+
+def _build_policy(block: Mapping[str, Any], path: str) -> ReusePolicy[Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -114,8 +126,12 @@ def build_policy(block: Mapping[str, Any]) -> ReusePolicy[Any]:
         if key not in known:
             hint = nearest_key(key, known) if known else "It has none."
             raise ValueError(f"policy {name!r} has no option {key!r}. {hint}")
-    inner = {key: _build_inner(name, key, options[key]) for key in policy_class.policy_fields if key in options}
-    options = {key: value for key, value in options.items() if key not in inner}
+    inner = {
+        key: _build_inner(name, f"{path}.{key}", options[key])
+        for key in policy_class.policy_fields
+        if options.get(key) is not None
+    }
+    options = {key: value for key, value in options.items() if key not in policy_class.policy_fields}
     schema = OmegaConf.structured(policy_class)
     OmegaConf.set_readonly(schema, False)
     for key, value in options.items():
@@ -123,7 +139,7 @@ def build_policy(block: Mapping[str, Any]) -> ReusePolicy[Any]:
             schema.merge_with({key: value})
         except OmegaConfBaseException as error:
             hint = str(error).splitlines()[0]
-            raise ValueError(f"policy.{key}={value!r} does not fit {name}'s option {key!r}: {hint}") from None
+            raise ValueError(f"{path}.{key}={value!r} does not fit {name}'s option {key!r}: {hint}") from None
     try:
         # Only what was given: a default computed by the class (a factory) stays the class's business.
         converted = OmegaConf.to_container(schema)
@@ -133,17 +149,15 @@ def build_policy(block: Mapping[str, Any]) -> ReusePolicy[Any]:
         raise ValueError(f"policy {name!r}: {error}. Its options: {', '.join(known)}.") from None
 
 
-def _build_inner(owner: str, key: str, value: Any) -> Any:
-    """The policy, or the policies, that an option holds."""
-    if isinstance(value, Mapping) and isinstance(value.get("name"), str):
-        return build_policy(value)
+def _build_inner(owner: str, path: str, value: Any) -> Any:
+    """The policy, or the policies, that the option at `path` holds."""
     if isinstance(value, str):
-        return build_policy({"name": value})
+        value = {"name": value}
+    if isinstance(value, Mapping) and isinstance(value.get("name"), str):
+        return build_policy(value, path)
     if isinstance(value, Sequence):
-        return tuple(_build_inner(owner, key, one) for one in value)
-    raise ValueError(
-        f"policy.{key} of {owner} must be a policy, such as {{name: foresight, gamma: 0.5}}; found {value!r}"
-    )
+        return tuple(_build_inner(owner, f"{path}[{i}]", one) for i, one in enumerate(value))
+    raise ValueError(f"{path} of {owner} must be a policy, such as {{name: foresight, gamma: 0.5}}; found {value!r}")
 
 
 def policy_options(policy: ReusePolicy[Any]) -> dict[str, Any]:
@@ -212,11 +226,17 @@ def check_policy_fits(plan: Plan, model: LoadedModel, sampling: Mapping[str, Any
 
 
 def policy_source_digest(policy: ReusePolicy[Any]) -> str:
-    """Changes when the code of the policy's file changes, not when only its comments or docstrings do."""
+    """Changes when the code of the policy's file changes, or that of a policy inside it; not when only comments or
+    docstrings do."""
     source = inspect.getsourcefile(type(policy))
     if source is None or not Path(source).is_file():
         return "unknown"
-    return code_digest(Path(source).read_text(encoding="utf-8"))
+    digest = code_digest(Path(source).read_text(encoding="utf-8"))
+    held = [getattr(policy, name) for name in policy.policy_fields]
+    inner = [one for value in held for one in (value if isinstance(value, (tuple, list)) else [value])]
+    if not inner:
+        return digest
+    return hashlib.sha256("".join([digest, *map(policy_source_digest, inner)]).encode()).hexdigest()[:16]
 
 
 def code_digest(source: str) -> str:
