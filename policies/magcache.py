@@ -1,0 +1,269 @@
+"""MagCache: the residual of all blocks is reused where a measured table says that its magnitude hardly changes."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fsframework.core import (
+    POLICIES,
+    Artifact,
+    Branch,
+    Calibration,
+    Call,
+    Curve,
+    Decision,
+    Entry,
+    Fit,
+    Part,
+    Recompute,
+    Reuse,
+    ReusePolicy,
+    ReuseWarning,
+    Run,
+    Site,
+    State,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fsframework.core import Trace
+
+
+@dataclass
+class MagCacheState:
+    """One video and branch: the plan."""
+
+    recompute: list[bool]
+    """Per step."""
+
+
+@POLICIES.register("magcache")
+@dataclass(frozen=True)
+class MagCache(ReusePolicy[MagCacheState]):
+    """Reuses the trunk's residual at steps where the table of its magnitude ratios lets the estimated error stay small.
+
+    The table g holds per step how the residual R(s) = trunk output - trunk input grows or shrinks on average,
+
+        g(s) = mean over tokens of |R(s)|_2 / |R(s-1)|_2                               (g(0) is not used)
+
+    From step floor(retention * num_steps) on, with a = 1, n = 0, e = 0 at first and after every computed step,
+
+        a <- a * g(s);  n <- n + 1;  e <- e + |1 - a|;   reuse at s  iff  e <= threshold and n <= max_consecutive
+
+    and the steps before are computed. A reuse adds the last computed R to the trunk's live input, all streams. The table
+    is fixed, so the schedule is known before the run and the same for every prompt.
+
+    Granularity: trunk. Caches its residual: 1 hidden state. Host reads: none. Source: MagCache (arXiv:2506.09045,
+    github.com/Zehong-Ma/MagCache). The table comes from `ratios`, or from an `artifact` of `fsf calibrate magcache`, with
+    one table per guidance branch as the paper has for Wan.
+    """
+
+    paper = "MagCache, arXiv:2506.09045"
+    signal = "a table of magnitude ratios measured beforehand, known before the run"
+    deviations = (
+        "No published table of ratios is shipped: they are measured. e sums |1 - a|, as in the paper and the general code; "
+        "the released Open-Sora script sums 1 - a, which can cancel. Not here: that script's ring of three residuals and "
+        "the FLUX script's forced step. max_consecutive of HunyuanVideo was not found and is that of Wan 2.1."
+    )
+    published = {
+        "": {"threshold": 0.06, "max_consecutive": 3, "retention": 0.2},
+        "opensora": {"threshold": 0.12, "max_consecutive": 3, "retention": 0.2},
+        "wan": {"threshold": 0.24, "max_consecutive": 6, "retention": 0.2},
+        "hunyuan-video": {"threshold": 0.24, "max_consecutive": 6, "retention": 0.2},
+        "flux": {"threshold": 0.24, "max_consecutive": 5, "retention": 0.1},
+    }
+    example = {"ratios": [0.98]}
+    never = {"max_consecutive": 0}
+    parts = frozenset({Part.TRUNK})
+    storage = "residual"
+
+    threshold: float | None = None
+    """On the accumulated error, >= 0. Higher reuses more: faster, further from the reference. None is as published: 0.12
+    for Open-Sora (the fast setting there is 0.24 with max_consecutive 5), 0.24 for Wan, HunyuanVideo and FLUX, else 0.06,
+    the default of diffusers."""
+    max_consecutive: int | None = None
+    """K, at most so many reused steps in a row, >= 0; 0 never reuses. None is as published: 3, 5 or 6."""
+    retention: float | None = None
+    """Share of leading steps that are always computed, 0.0 to 1.0; the first step always is. None is as published: 0.1
+    for FLUX, else 0.2."""
+    ratios: list[float] | None = None
+    """The table, one ratio per step of the run it was measured in, the first unused; for all branches. With another number
+    of steps each takes the nearest one's. A single number holds for every step."""
+    artifact: str | None = None
+    """Path of what `fsf calibrate magcache` wrote, instead of `ratios`."""
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 <= self.threshold < math.inf:
+            raise ValueError(
+                f"magcache: threshold={self.threshold} must be a finite number >= 0; published are 0.06 to 0.24"
+            )
+        if self.max_consecutive is not None and self.max_consecutive < 0:
+            raise ValueError(f"magcache: max_consecutive={self.max_consecutive} must be >= 0; published are 3 to 6")
+        if self.retention is not None and not 0 <= self.retention <= 1:
+            raise ValueError(f"magcache: retention={self.retention} is a fraction of the steps, 0.0 to 1.0")
+        if self.ratios is not None and self.artifact is not None:
+            raise ValueError("magcache: give either ratios or an artifact, not both")
+        if self.ratios is not None and (not self.ratios or not all(0 < g < math.inf for g in self.ratios)):
+            raise ValueError(f"magcache: ratios={self.ratios} must be finite numbers > 0, one per step")
+
+    def start(self, run: Run) -> MagCacheState:
+        """Plan the run; say so where the table is of another number of steps."""
+        if self.artifact is not None:
+            Artifact.load(self.artifact, "magcache").check(run, interpolates=("num_steps", "latent_shape"))
+        elif self.ratios is not None and len(self.ratios) not in (1, run.num_steps):
+            warnings.warn(
+                f"magcache: ratios is a table of {len(self.ratios)} steps; this run has {run.num_steps}, so each takes the "
+                f"nearest one's.",
+                ReuseWarning,
+                stacklevel=2,
+            )
+        return MagCacheState(self.schedule(run))
+
+    def decide(self, state: MagCacheState, call: Call, site: Site) -> Decision:
+        """As planned; a residual that is not reused in the next step is not stored."""
+        step, plan = call.step.index, state.recompute
+        if not plan[step]:
+            return _REUSE
+        return _DISCARD if all(plan[step + 1 : step + 2]) else _RECOMPUTE
+
+    def schedule(self, run: Run) -> list[bool]:
+        """Which steps are computed."""
+        threshold, most = self.option("threshold", run), self.option("max_consecutive", run)
+        first = max(1, int(self.option("retention", run) * run.num_steps))
+        table = nearest(self._table(run), run.num_steps)
+        magnitude, num_reused, error = 1.0, 0, 0.0
+        plan = [True] * run.num_steps
+        for step in range(first, run.num_steps):
+            magnitude *= table[step]
+            num_reused += 1
+            error += abs(1 - magnitude)
+            if error <= threshold and num_reused <= most:
+                plan[step] = False
+            else:
+                magnitude, num_reused, error = 1.0, 0, 0.0
+        return plan
+
+    def num_cached(self, run: Run) -> int:
+        """The residual, where the plan reuses one."""
+        return 0 if all(self.schedule(run)) else 1
+
+    def calibration(self) -> MagCacheCalibration:
+        """The ratios, from full runs."""
+        return MagCacheCalibration(self)
+
+    def _table(self, run: Run) -> Sequence[float]:
+        if self.ratios is not None:
+            return self.ratios
+        if self.artifact is None:
+            raise ValueError(
+                "magcache needs the model's table of magnitude ratios. Measure it with `fsf calibrate magcache MODEL` and "
+                "set policy.artifact to the file it writes, or give policy.ratios."
+            )
+        tables = Artifact.load(self.artifact, "magcache").values.get("ratios")
+        if not isinstance(tables, Mapping) or not tables:
+            raise ValueError(f"{self.artifact} holds no 'ratios' by guidance branch; calibrate again")
+        for branch in (run.branch, Branch.JOINT):
+            if branch in tables:
+                found: Sequence[float] = tables[branch]
+                return found
+        return [sum(column) / len(column) for column in zip(*tables.values())]
+
+
+def nearest(table: Sequence[float], num_steps: int) -> list[float]:
+    """The table for another number of steps: first to first, last to last, in between the nearest."""
+    scale = (len(table) - 1) / (num_steps - 1) if num_steps > 1 else 0.0
+    return [table[round(step * scale)] for step in range(num_steps)]
+
+
+@dataclass(frozen=True)
+class RatioRecorder(ReusePolicy[None]):
+    """Recomputes everything and logs the magnitude ratio of the trunk's residual, and its spread over the tokens."""
+
+    parts = frozenset({Part.TRUNK})
+    storage = "residual"
+
+    def decide(self, state: None, call: Call, site: Site) -> Decision:
+        """Always recompute."""
+        return _RECOMPUTE
+
+    def schedule(self, run: Run) -> list[bool]:
+        """Every step is computed."""
+        return [True] * run.num_steps
+
+    def observe(self, state: None, call: Call, site: Site, fresh: State, cached: Entry | None) -> None:
+        """Log `ratio` and `spread`, over the tokens of the video stream; a token whose residual was 0 has none."""
+        if cached is None:
+            return
+        now = (fresh[0].float() - call.input()[0].float()).norm(dim=-1)
+        before = cached.value[0].float().norm(dim=-1)
+        ratios = torch.where(before > 0, now / before, math.nan)
+        mean = ratios.nanmean()
+        call.log(ratio=mean, spread=(ratios - mean).square().nanmean().sqrt())
+
+
+@dataclass
+class MagCacheCalibration(Calibration):
+    """Full runs; the table is the mean of the ratios over them, per guidance branch."""
+
+    policy: MagCache
+    fit_options = ("threshold", "max_consecutive", "retention")
+
+    def rollouts(self, run: Run) -> Mapping[str, ReusePolicy[Any]]:
+        """One: everything computed, ratios logged."""
+        return {"full": RatioRecorder()}
+
+    def record(self, rollout: str, trace: Trace, latents: Tensor, reference: Tensor) -> Mapping[str, Any]:
+        """`ratios` and `spread` by branch, one number per step but the first."""
+        return {name: _by_branch(trace, column) for name, column in (("ratios", "ratio"), ("spread", "spread"))}
+
+    def fit(self, records: Mapping[str, Sequence[Mapping[str, Any]]], run: Run) -> Fit:
+        """Average; say how much the videos and the tokens differ, and what the plan comes to."""
+        videos = records["full"]
+        tables: dict[str, list[float]] = {}
+        numbers: dict[str, float] = {}
+        curves: list[Curve] = []
+        for branch in videos[0]["ratios"] if videos else ():
+            rows = [video["ratios"][branch] for video in videos]
+            means = [sum(column) / len(column) for column in zip(*rows)]
+            if len(means) != run.num_steps - 1 or not all(math.isfinite(g) and g > 0 for g in means):
+                raise ValueError(
+                    f"magcache: the ratios of branch {branch!r} are not {run.num_steps - 1} finite numbers > 0: {means}"
+                )
+            tables[branch] = [1.0, *means]
+            apart = [max(column) - min(column) for column in zip(*rows)]
+            tokens = [s for video in videos for s in video["spread"][branch]]
+            plan = MagCache(
+                self.policy.threshold, self.policy.max_consecutive, self.policy.retention, tables[branch]
+            ).schedule(run)
+            numbers |= {
+                f"largest difference between videos, {branch}": max(apart),
+                f"mean standard deviation over tokens, {branch}": sum(tokens) / len(tokens),
+                f"share of recomputed steps, {branch}": sum(plan) / len(plan),
+            }
+            steps = list(range(1, run.num_steps))
+            labels = ("step", "magnitude ratio of the residual")
+            curves.append(Curve(f"{branch}, mean", steps, means, *labels))
+            if len(rows) > 1:
+                cloud_x, cloud_y = steps * len(rows), [g for row in rows for g in row]
+                curves.append(Curve(f"{branch}, each video", cloud_x, cloud_y, *labels, is_line=False))
+        if not tables:
+            raise ValueError("magcache: no ratios were recorded; the runs need at least 2 steps")
+        return Fit({"ratios": tables}, numbers, curves)
+
+
+def _by_branch(trace: Trace, column: str) -> dict[str, list[float]]:
+    out: dict[str, list[float]] = defaultdict(list)
+    for row, value in sorted(trace.logged(column).items()):
+        out[trace.branch[row]].append(value)
+    return dict(out)
+
+
+_RECOMPUTE, _DISCARD, _REUSE = Recompute(), Recompute(keep=False), Reuse()
