@@ -10,6 +10,7 @@ out, and n says how many remain. Intervals are 95 % bootstrap over clips, PSNR p
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 from collections import defaultdict
@@ -60,7 +61,7 @@ def at_fraction(records: Sequence[dict[str, Any]], fraction: float) -> At | None
     found: dict[str, dict[int, float]] = {key: {} for key in ("psnr", "ssim", "adherence", "speedup")}
     for clip in sorted({r["clip"] for r in records}):
         line = sorted((r["fraction"], i, r) for i, r in enumerate(records) if r["clip"] == clip)
-        for (low, _, a), (high, _, b) in zip(line, line[1:]):
+        for (low, _, a), (high, _, b) in itertools.pairwise(line):
             if low <= fraction <= high and high > low:
                 share = (fraction - low) / (high - low)
                 for key in found:

@@ -52,7 +52,7 @@ def reuse(
     if pipe is not None:
         if timesteps is not None or scheduler is not None:
             raise ValueError("a pipeline brings its own scheduler; timesteps and scheduler are for a bare transformer")
-        options.setdefault("guided", lambda: getattr(pipe, "do_classifier_free_guidance", None))
+        options.setdefault("guided", lambda: is_guided(pipe))
         options["scheduler"] = lambda: pipe.scheduler
         later = [(name, m) for name in adapter.later_transformers if (m := getattr(pipe, name, None)) is not None]
         fraction = None if adapter.boundary is None else pipe.config.get(adapter.boundary)
@@ -67,6 +67,14 @@ def reuse(
             "a bare transformer needs timesteps=[...] (those of your loop) or scheduler=... so that the session knows the step"
         )
     return ReuseEngine(adapter.bind(transformer), policy, scheduler=scheduler, timesteps=timesteps, **options)
+
+
+def is_guided(pipe: Any) -> bool | None:
+    """Whether the call of a pipeline in progress uses guidance, as far as it says; None if it does not say."""
+    known = getattr(pipe, "do_classifier_free_guidance", None)
+    if known is None and (scale := getattr(pipe, "guidance_scale", None)) is not None:
+        return bool(scale > 1)
+    return known
 
 
 def model_facts(adapter: ModelAdapter, transformer: Any, pipe: Any) -> dict[str, object]:

@@ -16,6 +16,7 @@ import fsframework as fsf
 from fsframework.core import Part, Recompute, Reuse, ReusePolicy
 from fsframework.models.loading import find_adapter
 from fsframework.policies import FullCompute, StaticReuse
+from fsframework.run.attach import is_guided
 
 pytestmark = pytest.mark.filterwarnings("ignore::fsframework.core.review.ReuseWarning")
 
@@ -71,6 +72,36 @@ def test_every_block_is_visited_once_per_branch_and_step_in_the_models_order(fam
         decided = {session.trace.decisions(site, branch) for site in session.sites}
         stages = len({site.denoiser for site in session.sites})
         assert decided == ({"CRCR"} if stages == 1 else {"CR"})
+
+
+@dataclass(frozen=True)
+class AsksGuidance(ReusePolicy[None]):
+    """Notes in every forward whether the pipeline says that it is guided."""
+
+    pipe: object = None
+    said: tuple = ()
+
+    def decide(self, state, call, site):
+        return Recompute()
+
+    def begin_forward(self, state, call):
+        if call.branch == "joint":
+            self.said[0].add(is_guided(self.pipe))
+
+
+def test_a_pipeline_with_batched_guidance_says_whether_it_is_guided(family, pipe):
+    adapter, _, _ = find_adapter(pipe)
+    if adapter.guidance != "batched":
+        pytest.skip("a call per branch: nothing to split")
+    policy = AsksGuidance(pipe, (set(),))
+    with fsf.reuse(pipe, policy):
+        family.generate(pipe, num_steps=2)
+    silent = type(pipe).__name__ in (
+        "DiTPipeline",
+        "PixArtAlphaPipeline",
+        "PixArtSigmaPipeline",
+    )  # then guided=True helps
+    assert policy.said[0] == {None if silent else True}
 
 
 def test_branches_are_named_as_the_family_states(family, pipe):
