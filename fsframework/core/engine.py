@@ -407,7 +407,7 @@ class ReuseEngine:
 
     def is_guided(self) -> bool:
         """Whether a joint batch is known to be two guidance halves. Unknown is no, with a warning."""
-        known = self._guided() if callable(self._guided) else self._guided
+        known = self._known_guided()
         if known is None:
             self._warn(
                 "guided",
@@ -415,6 +415,9 @@ class ReuseEngine:
                 "guidance halves; everything is run. Say so with guided=True.",
             )
         return bool(known)
+
+    def _known_guided(self) -> bool | None:
+        return self._guided() if callable(self._guided) else self._guided
 
     def note_forward(self, record: ForwardRecord, batch_share: float) -> Trace:
         """Count a forward of the model, of which `batch_share` was run."""
@@ -488,7 +491,8 @@ class ReuseEngine:
     def _run_facts(self, arguments: Mapping[str, Any]) -> dict[str, object]:
         latent = arguments[self.bound.adapter.latent_input]
         shape = (len(latent), *latent[0].shape)
-        return {"device": latent[0].device, "latent_shape": shape, **self._facts}
+        guided = self._known_guided() if Part.MODEL in self.policy.parts else None
+        return {"device": latent[0].device, "latent_shape": shape, "guided": guided, **self._facts}
 
     def share_warnings(self, other: ReuseEngine) -> None:
         """Say once what `other` and this engine would both say."""

@@ -76,8 +76,8 @@ class ModelCall:
         if site not in engine.residual_sites:
             output = self._as_output(tuple([v.clone() for v in value]), like=output)
         entered = self._entered(value) if site in engine.residual_sites else latent
-        record.end_visit(self._row, site, entered, value, keep=getattr(decision, "keep", True))
         engine.predictions[record.branch] = value[0]
+        record.end_visit(self._row, site, entered, value, keep=getattr(decision, "keep", True))
         return output
 
     def _entered(self, value: State) -> State:

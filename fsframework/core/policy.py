@@ -31,8 +31,17 @@ class Call(Protocol):
     meter: Meter
     """The only door from device to host; see `Meter`."""
 
-    def history(self, site: Site) -> Sequence[Entry]:
-        """What is cached for `site` in this branch, oldest to newest; each entry says at which step it was computed."""
+    def history(self, site: Site, branch: str | None = None) -> Sequence[Entry]:
+        """What is cached for `site` in this branch, oldest to newest; each entry says at which step it was computed.
+
+        `branch` asks for another one's, for policies that mix guidance branches. Where one half of a guidance batch runs
+        alone, both halves can be asked for what the batch stored.
+        """
+
+    def predictions(self) -> Mapping[str, Tensor]:
+        """What the model predicted in this step so far, by guidance branch: in `observe` of the MODEL site and in
+        `end_forward` with this forward's own. The halves of a guidance batch are apart if it is known to be one
+        (`run.facts["guided"]` is True), else it is one entry, `joint`. Empty unless the policy asks about `Part.MODEL`."""
 
     def input(self) -> State:
         """The streams entering the site being asked about (`decide`, `observe`), or the latent (`begin_forward`, and

@@ -17,7 +17,7 @@ from fsframework.core.keys import BlockKey, PartKey
 from fsframework.core.meter import Meter
 from fsframework.core.part_visit import video_tokens_at, visit_part
 from fsframework.core.policy import ReusePolicy
-from fsframework.core.site import Part, Run, Site, State, Step
+from fsframework.core.site import Branch, Part, Run, Site, State, Step
 from fsframework.core.tokens import check_partial, cut_tables, put_tokens, take_tokens
 from fsframework.core.trace import BLEND, ELIMINATED, FORECAST, PARTIAL, RECOMPUTE, REUSE
 from fsframework.core.wrap import Slot, positions
@@ -70,12 +70,20 @@ class ForwardRecord:
 
     # What a policy may ask.
 
-    def history(self, site: Site) -> Sequence[Entry]:
+    def history(self, site: Site, branch: str | None = None) -> Sequence[Entry]:
         """See `Call.history`. Every entry is checked not to have been written to."""
-        entries = self._cache.history(self.branch, site)
+        entries = self._cache.history(branch or self.branch, site)
         for entry in entries:
             self._cache.check(entry, site)
         return entries
+
+    def predictions(self) -> Mapping[str, Tensor]:
+        """See `Call.predictions`."""
+        found = dict(self.engine.predictions)
+        if Branch.JOINT in found and self.run.facts.get("guided"):
+            halves = found.pop(Branch.JOINT).chunk(2)
+            found.update(zip(self.engine.bound.adapter.batch_order, halves))
+        return found
 
     def input(self) -> State:
         """See `Call.input`."""
