@@ -1,0 +1,254 @@
+"""TeaCache on a signal given as one number per step."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from toys import ScriptedDiT, SmoothDiT, ToyAdapter, run_smooth, toy_session
+
+from fsframework.core import Artifact, ReuseEngine, ReuseWarning, Run
+from fsframework.policies.teacache import TeaCache, num_recomputed, polynomial
+
+quiet = pytest.mark.filterwarnings("ignore::fsframework.core.review.ReuseWarning")
+LINE = dict(probe="latent", coefficients=[1.0, 0.0])
+"""The change of the latent itself."""
+TENTH = [1.1**s for s in range(8)]
+"""A tenth more every step."""
+
+
+class Probed(ToyAdapter):
+    """Twice the latent for `modulated`, and the timestep for `temb`."""
+
+    def probe(self, name, transformer, arguments, block):
+        if name == "modulated":
+            return 2 * block["hidden_states"]
+        return arguments["timestep"] if name == "temb" else super().probe(name, transformer, arguments, block)
+
+
+def run(policy, latents, outputs=None, facts=None):
+    """A model of two blocks whose output is a number per step, fed with a number per step."""
+    outputs = outputs or [5.0 + s for s in range(len(latents))]
+    model, out = ScriptedDiT(2, lambda block, t: outputs[int(t)]), []
+    steps = list(range(len(latents)))
+    with torch.no_grad(), ReuseEngine(Probed().bind(model), policy, timesteps=steps, facts=facts) as session:
+        for step, x in enumerate(latents):
+            out.append(float(model(torch.full((1, 4, 2), float(x)), torch.tensor([float(step)]))[0].mean()))
+    return session, model, out
+
+
+def trunk(session):
+    return session.trace.decisions("trunk")
+
+
+def test_changes_add_up_until_the_threshold_and_then_from_nothing():
+    session, model, _ = run(TeaCache(threshold=0.25, **LINE), TENTH)
+    # 0.1, 0.2, 0.3 (computed), 0.1, 0.2, 0.3 (computed), and the last step.
+    assert trunk(session) == "CRRCRRCC"
+    rows = [d for d, s in zip(session.trace.column("distance"), session.trace.column("site")) if s == "trunk"]
+    assert rows[1:7] == pytest.approx([0.1, 0.2, 0.3, 0.1, 0.2, 0.3], rel=1e-4)
+    assert model.transformer_blocks[0].num_runs == 4
+    assert session.meter.num_reads == 6
+
+
+def test_a_reuse_adds_the_old_residual_to_the_live_input():
+    _, _, out = run(TeaCache(threshold=0.25, **LINE), [1.0, 1.1, 1.21, 1.331, 1.4641, 1.61051])
+    # Step 0: 5 out of 1 in. Step 3: 8 out of 1.331 in. Step 5 is the last.
+    assert out == pytest.approx([5.0, 1.1 + 4, 1.21 + 4, 8.0, 1.4641 + 8 - 1.331, 10.0])
+
+
+def test_the_change_is_against_the_step_before_also_where_that_was_reused():
+    # Changes 0.5, 0, 0, 0: against the last computed step it would stay 0.5.
+    session, _, _ = run(TeaCache(threshold=0.6, **LINE), [1.0, 1.5, 1.5, 1.5, 1.5])
+    assert trunk(session) == "CRRRC"
+
+
+def test_the_change_goes_through_the_polynomial_high_order_first():
+    assert polynomial([2.0, -3.0, 0.5], 2.0) == 2.5
+    # 100 x^2 - 0.4 at x = 0.1 is 0.6.
+    session, _, _ = run(TeaCache(probe="latent", coefficients=[100.0, 0.0, -0.4], threshold=1.0), TENTH)
+    assert trunk(session) == "CRCRCRCC"
+
+
+def test_a_polynomial_may_be_negative_and_then_makes_room():
+    # -0.2 at the changes of 0, 0.8 at 1: -0.2, -0.4, 0.4 < 0.5.
+    latents = [1.0, 1.0, 1.0, 2.0, 4.0, 4.0]
+    session, _, _ = run(TeaCache(probe="latent", coefficients=[1.0, -0.2], threshold=0.5), latents)
+    assert trunk(session) == "CRRRCC"
+
+
+@quiet
+def test_the_first_and_last_step_are_always_computed_and_zero_never_reuses_what_changes_or_not():
+    assert trunk(run(TeaCache(threshold=100.0, **LINE), TENTH)[0]) == "CRRRRRRC"
+    assert trunk(run(TeaCache(threshold=0.0, **LINE), [1.0] * 5)[0]) == "CCCCC"
+    assert trunk(run(TeaCache(threshold=1.0, **LINE), [1.0])[0]) == "C"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@quiet
+def test_a_change_that_is_not_finite_never_means_reuse_and_is_forgotten(bad):
+    for coefficients in ([1.0, 0.0], [-1.0, 0.0]):
+        policy = TeaCache(probe="latent", coefficients=coefficients, threshold=100.0)
+        session, _, _ = run(policy, [1.0, 1.0, bad, 1.0, 1.0, 1.0, 1.0])
+        # Steps 2 and 3 measure with the bad one. (|1 - inf| / inf is NaN too.)
+        assert trunk(session) == "CRCCRRC"
+
+
+def test_the_signal_is_the_probe_of_that_name():
+    options = dict(coefficients=[1.0, 0.0], threshold=0.25)
+    assert trunk(run(TeaCache(probe="modulated", **options), TENTH)[0]) == "CRRCRRCC"
+    # The timestep: 0 to 1 is an infinite change, then 1, 1/2, 1/3, 1/4, 1/5.
+    with pytest.warns(ReuseWarning, match="not finite"):
+        session, _, _ = run(TeaCache(probe="temb", **options), TENTH)
+    assert trunk(session) == "CCCCCCRC"
+    assert trunk(run(TeaCache(**options), TENTH)[0]) == "CRRCRRCC"  # modulated, where nothing says otherwise
+
+
+def test_a_probe_the_model_does_not_have_is_an_error_that_names_it():
+    with pytest.raises(ValueError, match="no probe 'tembed'"):
+        run(TeaCache(probe="tembed", coefficients=[1.0, 0.0], threshold=0.1), TENTH)
+
+
+def test_published_settings_are_those_of_the_checkpoint():
+    run_of = lambda **facts: Run(50, list(range(50)), [], "joint", facts)
+    state = TeaCache().start(run_of(checkpoint="cogvideox-2b", family="cogvideox"))
+    assert (state.probe, state.threshold) == ("temb", 0.1)
+    # By hand: P(0.1) = -0.0031065890 + 0.0254732368 - 0.059238046 + 0.175769064 - 0.00361568434.
+    assert polynomial(state.coefficients, 0.1) == pytest.approx(0.1352819825)
+    state = TeaCache(threshold=0.2).start(run_of(checkpoint="latte-1", family="latte"))
+    assert (state.probe, state.threshold, len(state.coefficients)) == ("modulated", 0.2, 5)
+    with pytest.raises(ValueError, match="coefficients was published for opensora-1.2.*Or measure it: `fsf calibrate`"):
+        TeaCache().start(run_of(checkpoint="tiny-latte", family="latte"))
+    with pytest.raises(ValueError, match="threshold was published for"):
+        TeaCache(**LINE).start(run_of(checkpoint="tiny-latte", family="latte"))
+    with pytest.raises(ValueError, match="the published coefficients are not of the signal 'modulated'"):
+        TeaCache(probe="modulated").start(run_of(checkpoint="cogvideox-2b"))
+
+
+def test_every_published_polynomial_has_five_coefficients_and_a_signal():
+    for options in TeaCache.published.values():
+        assert len(options["coefficients"]) == 5
+        assert options["probe"] in ("modulated", "temb")
+
+
+def test_an_artifact_gives_polynomial_and_signal_and_is_checked(tmp_path):
+    path = tmp_path / "teacache.json"
+    values = {"coefficients": [1.0, 0.0], "probe": "latent"}
+    Artifact("teacache", values, {"family": "latte", "num_steps": 8}).save(path)
+    policy = TeaCache(artifact=str(path), threshold=0.25)
+    session, _, _ = run(policy, TENTH, facts={"family": "latte"})
+    assert trunk(session) == "CRRCRRCC"
+    with pytest.warns(ReuseWarning, match="num_steps was 8, is 6"):
+        run(policy, TENTH[:6], facts={"family": "latte"})
+    with pytest.raises(ValueError, match="family was latte, is wan"):
+        run(policy, TENTH, facts={"family": "wan"})
+    with pytest.raises(ValueError, match="is of the signal 'latent', not of probe='temb'"):
+        run(TeaCache(artifact=str(path), threshold=0.25, probe="temb"), TENTH)
+    Artifact("teacache", {"probe": "latent"}, {}).save(path)
+    with pytest.raises(ValueError, match="holds no 'coefficients'"):
+        run(policy, TENTH)
+
+
+def calibrate(policy, videos):
+    """`videos`: (latents, outputs) of each."""
+    calibration, records = policy.calibration(), []
+    facts = Run(len(videos[0][0]), [], [], "joint", {})
+    for latents, outputs in videos:
+        session, _, _ = run(calibration.rollouts(facts)["full"], latents, outputs)
+        assert set(session.trace.column("decision")) == {"recompute"}
+        assert session.meter.num_reads == 0
+        record = calibration.record("full", session.trace, torch.zeros(1), torch.zeros(1))
+        records.append(json.loads(json.dumps(record)))
+    return calibration.fit({"full": records}, facts), records
+
+
+def grow(changes):
+    return np.cumprod([1.0, *(1 + np.array(changes))]).tolist()
+
+
+def test_calibration_pairs_the_changes_of_signal_and_output_and_fits_the_polynomial():
+    changes = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    truth = [1.0, -1.0, 0.5, 0.2, 0.05]  # degree 4, high order first
+    outputs = grow([polynomial(truth, c) for c in changes])
+    policy = TeaCache(probe="latent", threshold=0.3)
+    fit, records = calibrate(policy, [(grow(changes), outputs)])
+    assert records[0]["signal"]["joint"] == pytest.approx(changes, rel=1e-4)
+    assert records[0]["output"]["joint"] == pytest.approx([polynomial(truth, c) for c in changes], rel=1e-4)
+    fitted = [polynomial(fit.values["coefficients"], c) for c in changes]
+    assert fitted == pytest.approx([polynomial(truth, c) for c in changes], abs=1e-5)
+    assert fit.values["probe"] == "latent"
+    assert fit.numbers["R^2"] == pytest.approx(1.0, abs=1e-5)
+    assert fit.numbers["residual standard deviation"] < 1e-5
+    assert fit.numbers["points"] == 6
+    # P is 0.0741, 0.1036, 0.1361, 0.1716, 0.2125, 0.2636: the sums 0.0741, 0.1777, 0.3138 (computed), 0.1716, 0.3841
+    # (computed), and the last: with the first step 4 of 7.
+    assert fit.numbers["share of recomputed steps at threshold 0.3"] == pytest.approx(4 / 7)
+    assert [(len(c.x), c.is_line) for c in fit.curves] == [(6, False), (100, True)]
+
+
+def test_a_cloud_is_fitted_by_least_squares():
+    changes = [0.1, 0.2, 0.3, 0.4, 0.5]
+    videos = [(grow(changes), grow([1.1 * c for c in changes])), (grow(changes), grow([0.9 * c for c in changes]))]
+    fit, _ = calibrate(TeaCache(probe="latent"), videos)
+    fitted = [polynomial(fit.values["coefficients"], c) for c in changes]
+    assert fitted == pytest.approx(changes, abs=1e-4)
+    # Residuals are a tenth of x: the mean square of 0.01 .. 0.05 is 0.0011; the total is that plus a variance of 0.02.
+    assert fit.numbers["residual standard deviation"] == pytest.approx(math.sqrt(0.0011), rel=1e-3)
+    assert fit.numbers["R^2"] == pytest.approx(1 - 0.0011 / 0.0211, rel=1e-3)
+    assert not any("share" in name for name in fit.numbers)  # no threshold known
+
+
+def test_too_few_different_changes_and_values_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="4 different changes of the signal do not determine"):
+        calibrate(TeaCache(probe="latent"), [(grow([0.1, 0.2, 0.3, 0.4]), grow([0.1] * 4))] * 2)
+    with pytest.raises(ValueError, match="not finite"):
+        calibrate(TeaCache(probe="latent"), [(grow([0.1] * 6), [1.0, 1.0, math.nan, 1.0, 1.0, 1.0, 1.0])])
+
+
+def test_the_expected_number_of_recomputed_steps_is_the_policys_own():
+    changes = [0.1] * 7
+    session, _, _ = run(TeaCache(threshold=0.25, **LINE), TENTH)
+    assert num_recomputed([1.0, 0.0], 0.25, changes) == trunk(session).count("C") == 4
+
+
+def test_the_cache_holds_the_residual_and_the_signal():
+    session, _, _ = run(TeaCache(threshold=0.25, **LINE), TENTH)
+    assert session.cache.peak_bytes == 2 * (4 * 2 * 4)
+
+
+def test_each_branch_adds_up_by_itself():
+    model = SmoothDiT(num_blocks=2)
+    with torch.no_grad(), toy_session(model, TeaCache(threshold=0.25, **LINE), 5) as session:
+        for step in range(5):
+            for branch, growth in (("cond", 1.1), ("uncond", 1.4)):
+                with session.branch(branch):
+                    model(torch.full((1, 4, 8), growth**step), torch.zeros(1) + step)
+    assert session.trace.decisions("trunk", "cond") == "CRRCC"
+    assert session.trace.decisions("trunk", "uncond") == "CCCCC"
+
+
+def test_videos_in_one_session_equal_each_alone_also_after_one_that_was_cut_short():
+    model, policy, alone = SmoothDiT(num_blocks=3), TeaCache(threshold=0.2, **LINE), []
+    videos = ((8, 1), (5, 2), (8, 3))
+    for num_steps, seed in videos:
+        with toy_session(model, policy, 8):
+            alone.append(run_smooth(model, num_steps, seed=seed))
+    with toy_session(model, policy, 8):
+        for (num_steps, seed), expected in zip(videos, alone):
+            assert all(torch.equal(a, b) for a, b in zip(run_smooth(model, num_steps, seed=seed), expected))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": -0.1}, "threshold=-0.1 must be a finite number >= 0"),
+        ({"threshold": math.nan}, "threshold=nan"),
+        ({"coefficients": []}, r"coefficients=\[\] must be finite numbers"),
+        ({"coefficients": [math.inf]}, "must be finite numbers"),
+        ({"coefficients": [1.0], "artifact": "a.json"}, "either coefficients or an artifact"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused_at_once(options, message):
+    with pytest.raises(ValueError, match=message):
+        TeaCache(**options)
