@@ -95,7 +95,7 @@ class ToCa(ReusePolicy[TokenState]):
         "interval. PixArt's settings are for its 20 steps; only Open-Sora's are for video."
     )
     never = {"attention_interval": 1, "cross_interval": 1, "mlp_interval": 1}
-    example = {"ratio": 0.3}
+    example: ClassVar[Mapping[str, Any]] = {"ratio": 0.3, "shared": False}
     parts = frozenset({Part.ATTENTION, Part.CROSS_ATTENTION, Part.MLP})
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "opensora": {**_OPENSORA, "score": "attention"},
@@ -280,8 +280,8 @@ class DuCa(ToCa):
     visits on some tokens and not aggressive steps. The random choice needs no attention map, and the paper finds it as good
     as others.
 
-    Granularity, memory and host reads are ToCa's, without scores to keep. Source: the paper's abstract; the order of steps
-    as in the code its authors share among their methods (`cal_type`).
+    Granularity: tokens of a sub-module. Memory is ToCa's, without scores to keep. Host reads: none. Source: the paper's
+    abstract; the order of steps as in the code its authors share among their methods (`cal_type`).
     """
 
     paper = "DuCa, arXiv:2412.18911, github.com/Shenyi-Z/DuCa"
@@ -291,6 +291,7 @@ class DuCa(ToCa):
         "differ between parts, and what a part with a longer one does then, is ours. The paper's first version chose tokens "
         "by the norms of attention values, which is not here."
     )
+    example = {"ratio": 0.3}
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "opensora": {**_OPENSORA, "score": "random"},
         "pixart": {**_PIXART, "score": "random"},
