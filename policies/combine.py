@@ -71,7 +71,7 @@ class Combined(ReusePolicy[CombinedState]):
             {"name": "taylorseer", "interval": 3, "first_steps": 2},
         )
     }
-    never = {"policies": ("full_compute",), "only": None}
+    never = {"policies": ("full",), "only": None}
 
     policies: Any = ("static",)
     """The policies: objects, names, or mappings with `name` and options. Their order does not matter."""

@@ -49,7 +49,7 @@ class ForecastReuse(ReusePolicy[Any]):
     signal = "the base policy's"
     deviations = "Not published; `order: 0` is the base policy itself."
     policy_fields = ("base",)
-    never = {"base": "full_compute"}
+    never = {"base": "full"}
 
     base: Any = None
     """The policy that decides: an object, a name, or a mapping with `name` and options. None is `static`."""

@@ -387,3 +387,8 @@ def test_the_example_is_no_such_case_and_both_of_it_reuse():
         session, _ = run(policy, 8)
     assert session.trace.decisions("joint.0") == "CCRCCRCC"
     assert session.trace.decisions("joint.0.mlp") == "CCFCFC"  # at 0, 1, 3, 4, 6, 7
+
+
+def test_with_its_never_options_it_recomputes_everything():
+    session, _ = run(Combined(**{**Combined.example, **Combined.never}))
+    assert letters(session) == dict.fromkeys(["joint.0", "joint.1", "joint.2"], "CCCCCCC")

@@ -224,3 +224,9 @@ def test_the_base_may_be_named():
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         ForecastReuse(**options)
+
+
+def test_with_its_never_options_it_recomputes_everything():
+    session, _, out = run_scripted(ForecastReuse(**ForecastReuse.never), lambda b, t: t, 5)
+    assert out == [0, 1, 2, 3, 4]
+    assert session.trace.decisions("joint.0") == "CCCCC"
