@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import ClassVar
 
 import torch
@@ -57,6 +58,12 @@ class Foresight(ReusePolicy[ForesightState]):
     change was falling fast.
     """
 
+    paper = "Foresight, arXiv:2506.00329 (NeurIPS 2025)"
+    signal = "each block's mean squared change at its last computation, known at the end of that step"
+    deviations = (
+        "None in the default setting; options add residual storage, lag correction and elimination of dead blocks."
+    )
+    never = {"recompute_every": 1}
     host_reads_per_step: ClassVar[int] = 1
 
     gamma: float = 0.5
@@ -86,6 +93,10 @@ class Foresight(ReusePolicy[ForesightState]):
     step, less compute; but their distances are then not refreshed, so later decisions can differ. Off in the paper."""
 
     def __post_init__(self) -> None:
+        for option in fields(self):
+            value, (wanted, kind) = getattr(self, option.name), _KINDS.get(str(option.type), ("", object))
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind in (Real, Integral)):
+                raise ValueError(f"foresight: {option.name}={value!r} must be {wanted}")
         check_every(self.recompute_every, "recompute_every", "foresight")
         if not self.gamma >= 0:
             raise ValueError(f"foresight: gamma={self.gamma} must be >= 0; the paper uses 0.25 to 2")
@@ -162,6 +173,14 @@ class Foresight(ReusePolicy[ForesightState]):
         return rows.reshape(num_samples, -1).mean(dim=1).amax()
 
 
+_KINDS: dict[str, tuple[str, type]] = {
+    "float": ("a number", Real),
+    "float | int": ("a number", Real),
+    "int": ("a whole number", Integral),
+    "bool": ("True or False", bool),
+    "str": ("a string", str),
+}
+"""What an option's annotation takes, in words and types. A config is checked before; this is for options given in Python."""
 TAIL = 3
 """Warmup steps that enter lambda."""
 _RECOMPUTE, _REUSE = Recompute(), Reuse()

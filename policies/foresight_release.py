@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fsframework.core import POLICIES, Call, Decision, Entry, Kind, Recompute, Reuse, ReusePolicy, Run, Site, State
 from fsframework.core.distance import mse
+from fsframework.core.policy import Storage
 from fsframework.core.schedule import check_every
 
 
@@ -27,7 +28,10 @@ class ReleaseState:
     threshold: Tensor | None = None
     spatial: State = ()
     """The output of the spatial block just run, in canonical layout."""
+    safe: frozenset[Site] = frozenset()
+    """Sites whose last change is at most their threshold, at an adaptive step."""
     jump: Site | None = None
+    """The last safe layer's site, with output storage."""
 
 
 @POLICIES.register("foresight_release")
@@ -46,9 +50,19 @@ class ForesightRelease(ReusePolicy[ReleaseState]):
     Not reproduced: state that leaks from one prompt into the next, half-precision overflow, NaN that means reuse, and
     the NameError on Open-Sora. Details and line numbers: docs/footguns.md.
 
+    With `storage="residual"`, which the release does not have, there is no prefix: each block decides alone with the
+    release's threshold and phase, adds its old change to the live input, and its change is that of its residual.
+
     Granularity: prefix of blocks. Caches every block's output. Host reads: one per adaptive forward, a step old.
     """
 
+    paper = "the released code of Foresight, github.com/STAR-Laboratory/foresight"
+    signal = "each block's mean squared change at its last computation, known at the end of that step"
+    deviations = (
+        "None on purpose: it reproduces the released code's decisions, without its crash and its leaking state. Residual "
+        "storage is not of the release."
+    )
+    never = {"recompute_every": 1}
     host_reads_per_step: ClassVar[int] = 1
 
     gamma: float = 1.0
@@ -58,6 +72,8 @@ class ForesightRelease(ReusePolicy[ReleaseState]):
     """Leading steps always recomputed, a number of steps, at least 2."""
     recompute_every: int = 2
     """Steps whose index is a multiple of this are recomputed (`recalculate` in the release)."""
+    storage: Storage = "output"
+    """`output` (the release) jumps over a prefix of layers; `residual` lets each block reuse the change it makes."""
 
     def __post_init__(self) -> None:
         check_every(self.recompute_every, "recompute_every", "foresight_release")
@@ -67,11 +83,13 @@ class ForesightRelease(ReusePolicy[ReleaseState]):
             raise ValueError(
                 f"foresight_release needs a warmup of at least 2 steps to measure a change; warmup={self.warmup}"
             )
+        if self.storage not in ("output", "residual"):
+            raise ValueError(f"foresight_release: storage={self.storage!r} must be one of output, residual")
 
     @property
     def jumps(self) -> bool:
-        """An adaptive step jumps over the prefix of safe layers."""
-        return True
+        """With output storage an adaptive step jumps over the prefix of safe layers."""
+        return self.storage == "output"
 
     def start(self, run: Run) -> ReleaseState:
         """Number the layers: pairs where temporal blocks exist, else blocks."""
@@ -88,25 +106,28 @@ class ForesightRelease(ReusePolicy[ReleaseState]):
 
     def begin_forward(self, state: ReleaseState, call: Call) -> None:
         """At an adaptive step, find the last safe layer from the changes posted a step ago."""
-        state.jump = None
+        state.jump, state.safe = None, frozenset()
         if not self._adaptive(call.step.index):
             return
         values = call.meter.take(call.branch)
         if values is None:
             return
         n = len(state.column)
-        safe = [
-            state.layer[site]
+        state.safe = frozenset(
+            site
             for site, i in state.column.items()
-            if math.isfinite(values[i]) and values[i] <= values[n + i]
-        ]
-        if safe:
-            state.jump = state.layers[max(safe)]
+            if math.isfinite(values[i]) and values[i] <= values[n + i] < math.inf
+        )
+        if state.safe and self.storage == "output":
+            state.jump = state.layers[max(state.layer[site] for site in state.safe)]
 
     def decide(self, state: ReleaseState, call: Call, site: Site) -> Decision:
         """The first block jumps through the last safe layer; whatever comes after it is computed."""
-        if state.jump is not None and site.start == 0:
-            return Reuse(through=state.jump)
+        if state.jump is not None:
+            if site.start == 0:
+                return Reuse(through=state.jump)
+        elif site in state.safe:
+            return _REUSE
         return _RECOMPUTE if call.step.index >= self.warmup - 2 else _DISCARD
 
     def observe(self, state: ReleaseState, call: Call, site: Site, fresh: State, cached: Entry | None) -> None:
@@ -118,7 +139,9 @@ class ForesightRelease(ReusePolicy[ReleaseState]):
             state.change = [torch.zeros((), device=fresh[0].device)] * len(state.column)
         against = None if cached is None else cached.value[0]
         value = fresh[0]
-        if step >= self.warmup and site.kind is Kind.SPATIAL:
+        if self.storage == "residual":
+            value = value - call.input()[0]
+        elif step >= self.warmup and site.kind is Kind.SPATIAL:
             state.spatial = call.canonical(site, fresh)
         elif step >= self.warmup and site.kind is Kind.TEMPORAL and state.spatial:
             value, against = call.canonical(site, fresh)[0], state.spatial[0]
@@ -140,4 +163,4 @@ class ForesightRelease(ReusePolicy[ReleaseState]):
         return step >= self.warmup and step % self.recompute_every != 0
 
 
-_RECOMPUTE, _DISCARD = Recompute(), Recompute(keep=False)
+_RECOMPUTE, _DISCARD, _REUSE = Recompute(), Recompute(keep=False), Reuse()

@@ -32,6 +32,11 @@ class StaticReuse(ReusePolicy[StaticState]):
     with effect use residual storage. Granularity: block. Host reads: none.
     """
 
+    paper = "the baseline of Foresight, arXiv:2506.00329"
+    signal = "the step's number"
+    deviations = "The paper does not say whether its Static has a warmup; here it has the one of Foresight."
+    never = {"interval": 1}
+
     interval: int = 2
     """Steps per cycle, >= 1. Higher reuses more: faster, further from the reference. 1 never reuses."""
     reuse_steps: int | None = None

@@ -127,6 +127,21 @@ def test_residual_storage_measures_and_reuses_the_change_a_block_makes():
     assert error < max(float((a - b).abs().max()) for a, b in zip(as_output, bare))
 
 
+def test_a_distance_is_measured_to_what_is_cached_in_the_storage_it_is_cached_in():
+    """Block 1 gets 3t from block 0 and gives 10 + t: its output moves by 1 a step, its residual 10 - 2t by 2."""
+
+    def script(block, t):
+        return 3 * t if block == 0 else 10 + t
+
+    def distances(storage):
+        session, _, _ = run_scripted(Foresight(warmup=3, storage=storage), script, num_steps=3, num_blocks=2)
+        return session.trace.heatmap("distance").of("joint.1")[1:]
+
+    with pytest.warns(ReuseWarning, match="reused nothing"):
+        assert distances("output") == pytest.approx([1.0, 1.0])
+        assert distances("residual") == pytest.approx([4.0, 4.0])
+
+
 def test_max_over_samples_is_the_changed_branchs_own_distance_where_the_mean_halves_it():
     def run(reduce):
         model = SmoothDiT(num_blocks=1)
@@ -173,6 +188,13 @@ def test_a_token_stride_measures_a_subset():
         ({"gamma": math.nan}, "gamma=nan"),
         ({"recompute_every": 0}, "recompute_every=0 must be at least 1"),
         ({"token_stride": 0}, "token_stride=0"),
+        ({"gamma": "high"}, "gamma='high' must be a number"),
+        ({"gamma": None}, "gamma=None must be a number"),
+        ({"gamma": True}, "gamma=True must be a number"),
+        ({"warmup": "15%"}, "warmup='15%' must be a number"),
+        ({"recompute_every": 2.5}, "recompute_every=2.5 must be a whole number"),
+        ({"lag_correction": "yes"}, "lag_correction='yes' must be True or False"),
+        ({"storage": 1}, "storage=1 must be a string"),
         ({"storage": "outputs"}, "storage='outputs' must be one of output, residual"),
         ({"reduce": "sum"}, "reduce='sum' must be one of mean, max"),
         ({"storage": "residual", "eliminate_dead": True}, "eliminate_dead needs storage='output'"),

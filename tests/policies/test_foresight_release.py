@@ -1,17 +1,20 @@
 """Decision for decision the released code, on its own models; and what its "baseline" does."""
 
 import logging
+from pathlib import Path
 
 import diffusers
 import pytest
 import torch
 from oracles import load_oracle
-from toys import run_scripted
+from toys import SmoothDiT, letters, run_scripted, run_smooth, toy_session
 
+from fsframework.config.load import load_config
 from fsframework.core import ReuseEngine
 from fsframework.models import CogVideoX, Latte, OpenSora
 from fsframework.models.opensora_1_2 import RFlowScheduler, STDiT3
 from fsframework.policies import ForesightRelease, FullCompute, StaticReuse
+from fsframework.run.resolve import build_policy
 
 FAMILIES = {
     "latte": (Latte(), dict(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)),
@@ -25,12 +28,15 @@ FAMILIES = {
     ),
     "opensora": (OpenSora(), {}),
 }  # fmt: skip
-DISABLED = {
-    "latte": StaticReuse(warmup=2),
-    "cogvideox": StaticReuse(warmup=2, first_block=10, last_block=19),
-    "opensora": FullCompute(),
-}
-"""What the release really runs when Foresight is off: only on Open-Sora is it full compute."""
+HIDDEN = Path(__file__).resolve().parents[2] / "experiments" / "foresight_release"
+"""Configs of what the release really runs when Foresight is off: only on Open-Sora is it full compute."""
+
+
+def hidden_baseline(family):
+    """The policy of the family's config, as `fsf run` builds it."""
+    if family == "opensora":
+        return FullCompute()
+    return build_policy(load_config(HIDDEN / f"hidden_baseline_{family}.yaml").policy)
 
 
 @pytest.fixture(params=sorted(FAMILIES), scope="module")
@@ -110,11 +116,32 @@ def test_the_blocks_computed_in_every_step_are_those_of_the_released_code(oracle
 
 def test_what_the_release_calls_its_baseline_is_static_reuse_but_on_open_sora(oracle):
     recorded = oracle[1]["runs"]["disabled"]
-    session, latents = run(oracle, DISABLED[oracle[0]])
+    session, latents = run(oracle, hidden_baseline(oracle[0]))
     expected = [sorted(step) for step in recorded["computed"]]
     assert [sorted(step) for step in computed(session, len(expected))] == expected
     final = recorded["final"]
     assert torch.allclose(latents, final, rtol=1e-3, atol=1e-3 * final.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    ("family", "model", "policy"),
+    [
+        ("latte", "latte-1", StaticReuse(interval=2, warmup=2)),
+        ("cogvideox", "cogvideox-2b", StaticReuse(interval=2, warmup=2, first_block=10, last_block=19)),
+    ],
+)
+def test_the_configs_of_the_hidden_baselines_are_complete_runs(family, model, policy):
+    config = load_config(HIDDEN / f"hidden_baseline_{family}.yaml")
+    assert hidden_baseline(family) == policy
+    assert config.model.name == model
+    assert model in (Latte if family == "latte" else CogVideoX).checkpoints
+    assert config.prompts.texts
+
+
+def test_the_hidden_baseline_reuses_every_even_step_but_the_first_from_the_step_before():
+    session, _, out = run_scripted(hidden_baseline("latte"), lambda b, t: 100 * b + t, num_steps=7, num_blocks=2)
+    assert letters(session) == {"joint.0": "CCRCRCR", "joint.1": "CCRCRCR"}
+    assert out == [100, 101, 101, 103, 103, 105, 105]
 
 
 def test_full_compute_is_the_recorded_reference(oracle):
@@ -143,9 +170,40 @@ def test_gamma_one_reuses_everything_directly_after_the_warmup_and_below_one_not
         assert first(0.99) == "C"
 
 
+def test_with_residual_storage_each_block_decides_alone_and_adds_its_old_change_to_the_live_input():
+    def script(block, t):
+        return t * t if block == 0 else t * t + min(t, 3)  # what block 1 adds stands still from step 3 on
+
+    policy = ForesightRelease(gamma=0.5, warmup=4, storage="residual")
+    session, _, out = run_scripted(policy, script, num_steps=8, num_blocks=2)
+    # Block 1 measures a change of 1 in the warmup and 0 at step 4: it is reused at steps 5 and 7, block 0 is not.
+    assert letters(session) == {"joint.0": "CCCCCCCC", "joint.1": "CCCCCRCR"}
+    assert out[5:] == [25 + 3, 36 + 3, 49 + 3]
+    assert session.cache.peak_bytes == 2 * 4 * 2 * 4
+    with_output, _, _ = run_scripted(
+        ForesightRelease(gamma=0.5, warmup=4), lambda b, t: script(b, t) if b == 0 else 3.0, 8, 2
+    )
+    assert with_output.trace.decisions("joint.0") == "CCCCCRCR"  # taken along by the prefix
+
+
+def test_with_residual_storage_two_videos_in_one_session_equal_each_alone():
+    model, policy = SmoothDiT(num_blocks=2), ForesightRelease(gamma=2.0, warmup=3, storage="residual")
+    with toy_session(model, policy, 9) as session:
+        alone = run_smooth(model, 9)
+        session.new_video()
+        again = run_smooth(model, 9)
+        assert "R" in session.trace.decisions("joint.1")
+    assert all(torch.equal(a, b) for a, b in zip(alone, again))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"warmup": 1}, "at least 2"), ({"recompute_every": 0}, "at least 1"), ({"gamma": -1}, ">= 0")],
+    [
+        ({"storage": "outputs"}, "must be one of output, residual"),
+        ({"warmup": 1}, "at least 2"),
+        ({"recompute_every": 0}, "at least 1"),
+        ({"gamma": -1}, ">= 0"),
+    ],
 )
 def test_options_that_make_no_sense(options, message):
     with pytest.raises(ValueError, match=message):
