@@ -29,22 +29,12 @@ def jumps_over_kept_outputs(policy, adapter):
     return policy.jumps and any(facts.kept_aside is True for facts in adapter.blocks)
 
 
-@pytest.fixture(params=[name for name, cls in POLICIES.items() if cls.__module__.startswith("fsframework.")])
+@pytest.fixture(params=["static", "foresight"])
 def policy(request, adapter):
-    """Every registered policy with its defaults, but a warmup short enough for runs of a few steps. Every policy meets the
-    quick families; the others meet two."""
-    if ADAPTERS.name_of(type(adapter)) not in QUICK and request.param not in ("static", "foresight"):
-        pytest.skip("one policy with a schedule and one without are enough for families of a structure already covered")
-    policy = POLICIES[request.param]()
-    has_warmup = any(field.name == "warmup" for field in dataclasses.fields(policy))
-    policy = dataclasses.replace(policy, warmup=2) if has_warmup else policy
-    if jumps_over_kept_outputs(policy, adapter) and any(
-        field.name == "storage" for field in dataclasses.fields(policy)
-    ):
-        policy = dataclasses.replace(policy, storage="residual")
-    if jumps_over_kept_outputs(policy, adapter):
-        pytest.skip(f"{request.param} jumps, and this model keeps the outputs of blocks aside")
-    return policy
+    """One policy with a schedule and one without, for what the engine guarantees; test_policies.py is about all. Their
+    warmup is short enough for runs of a few steps."""
+    policy = dataclasses.replace(POLICIES[request.param](), warmup=2)
+    return dataclasses.replace(policy, storage="residual") if jumps_over_kept_outputs(policy, adapter) else policy
 
 
 @pytest.fixture

@@ -1,0 +1,375 @@
+"""What every built-in policy keeps to, on one family per structure: three that are batched, two with a call per branch.
+
+A policy runs with its `example` options, a family at its `tiny_config` with random weights. Two kinds of model: a
+*moving* one, the family's own denoising loop, and a *still* one, whose inputs and timestep are the same at every step,
+so that nothing changes anywhere, in any sub-module, and every distance is 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import warnings
+from collections.abc import Container
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from toys import Loop, count_host_reads, tiny_transformer
+
+import fsframework.models  # fills the registries
+import fsframework.policies  # noqa: F401
+from fsframework.core import ADAPTERS, POLICIES, ReuseEngine, ReuseWarning
+from fsframework.policies import FullCompute
+
+pytestmark = pytest.mark.filterwarnings("ignore::fsframework.core.review.ReuseWarning")
+
+FAMILIES = ("latte", "cogvideox", "opensora", "wan", "chroma")
+NAMES = [name for name, cls in POLICIES.items() if cls.__module__.startswith("fsframework.")]
+NUM_STEPS = 10
+
+# What is known and said here, per policy. Nothing is skipped without a line in one of these tables.
+
+REFUSED: dict[tuple[str, str], str] = {}
+"""(policy, family) -> what the ValueError says where the policy does not fit the family."""
+
+STILL: dict[str, str] = {
+    "foresight": "CCRCRCRCRC",  # warmup 2, then in turns
+    "foresight_release": "CCCRCRCRCR",  # warmup 2, then odd steps
+    "adacache": "CCRRCRRCCC",  # the codebook's longest interval is 3; the first and last two are always computed
+    "bwcache": "CCRCRCRCRC",  # R is a tenth of the steps; triggered at step 2, so the last step is computed
+    "dbcache": "CRRRRRRRRR",
+    "dbprune": "CRRRRRRRRR",
+    "first_block_cache": "CCRRRRRRRR",
+    "teacache": "CRRRRRRRRC",  # the first and the last step are always computed
+    "easycache": "CCCCCCCCCC",  # a latent that stands still says nothing of the rate, so it is not reused on it
+}
+"""Policies that decide by what they measure -> the steps of the still model in which something is reused (R), and those in
+which everything is recomputed (C). All that may be reused at a step is reused then, so every R step reuses the same sites."""
+
+STILL_DIFFERS: dict[str, str] = {}
+"""Policies whose output is not the bare model's even where nothing changes -> why."""
+
+ONE_BATCH_DIFFERS: dict[str, str] = {}
+"""Policies with a schedule whose result depends on whether both guidance branches come in one batch -> why."""
+
+STRICTEST: dict[str, dict[str, Any]] = {"foresight": {"gamma": 0.0}, "foresight_release": {"gamma": 0.0}}
+"""Options that set the threshold to nothing, where `never` switches the measuring off instead."""
+
+
+def make(name: str, **options: Any) -> Any:
+    """The policy with its `example` options and, if it has a warmup that these leave open, one of two steps."""
+    cls = POLICIES[name]
+    given = {**cls.example, **options}
+    if "warmup" in {f.name for f in dataclasses.fields(cls)} - set(given):
+        given["warmup"] = 2
+    return cls(**given)
+
+
+def cases(leave_out: Container[str] = ()) -> list[Any]:
+    """Every policy on every family but those it does not fit. Quick are all policies on Latte, and ..."""
+    return [
+        pytest.param(name, family, id=f"{name}-{family}", marks=() if is_quick(name, family) else pytest.mark.slow)
+        for family in FAMILIES
+        for name in NAMES
+        if (name, family) not in REFUSED and name not in leave_out
+    ]
+
+
+def is_quick(name: str, family: str) -> bool:
+    return family in ("latte", "cogvideox") or name in ("static", "foresight")
+
+
+every_case = pytest.mark.parametrize(("name", "family"), cases())
+
+
+# Running a policy on a family.
+
+
+class BareModel:
+    """Stands in for a session where there is none."""
+
+    def branch(self, name: str) -> Any:
+        del name
+        return nullcontext()
+
+
+@dataclasses.dataclass
+class Guided(Loop):
+    """A denoising loop as the family's pipeline runs it; notes each prediction and the host reads of each forward."""
+
+    predictions: list[torch.Tensor] = dataclasses.field(default_factory=list)
+    reads: list[int] = dataclasses.field(default_factory=list)
+
+    def run(self, session: ReuseEngine | None = None, sequential: bool | None = None, **settings: Any) -> torch.Tensor:
+        self.session = session or BareModel()
+        self.predictions, self.reads = [], []
+        if sequential is None:
+            sequential = self.adapter.guidance == "sequential"
+        settings.setdefault("num_steps", NUM_STEPS)
+        return self(session=self.session, sequential=sequential, **settings)
+
+    def _call(self, latent: Any, t: Any, inputs: Any) -> torch.Tensor:
+        meter = getattr(self.session, "meter", None)
+        before = meter.num_reads if meter else 0
+        out = super()._call(latent, t, inputs)
+        if meter:
+            now = self.session.meter
+            self.reads.append(now.num_reads - (before if now is meter else 0))
+        self.predictions.append(out.clone())
+        return out
+
+
+class Still(Guided):
+    """The same inputs and timestep at every step. (455 is not among the scheduler's, so no video begins in the middle.)"""
+
+    def arguments(self, latent: Any, t: Any, inputs: Any) -> dict[str, Any]:
+        return super().arguments(latent, torch.full_like(t, 455), inputs)
+
+
+class StillScheduler(DDIMScheduler):
+    """Leaves the latent as it is."""
+
+    def step(self, prediction: Any, t: Any, latent: Any) -> Any:
+        return SimpleNamespace(prev_sample=latent)
+
+
+@functools.cache
+def moving(family: str) -> Guided:
+    adapter = ADAPTERS[family]()
+    return Guided(adapter, tiny_transformer(adapter))
+
+
+@functools.cache
+def still(family: str) -> Still:
+    return Still(moving(family).adapter, moving(family).model, StillScheduler())
+
+
+@functools.cache
+def bare(family: str, **settings: Any) -> torch.Tensor:
+    return moving(family).run(**settings)
+
+
+def session(loop: Guided, policy: Any) -> ReuseEngine:
+    facts = {"family": ADAPTERS.name_of(type(loop.adapter))}
+    return ReuseEngine(
+        loop.adapter.bind(loop.model), policy, scheduler=lambda: loop.scheduler, guided=True, facts=facts
+    )
+
+
+def runs_of(s: ReuseEngine) -> dict[str, Any]:
+    """Branch -> what was known before the last video, to ask the policy what it declares for it."""
+    return dict(s._last.runs)
+
+
+@dataclasses.dataclass
+class Outcome:
+    """One video of a policy on the moving model of a family."""
+
+    latent: torch.Tensor
+    session: ReuseEngine
+    num_reads: int
+    """Host reads found without asking our own counter."""
+    reads: list[int]
+    """Of our own counter, per forward."""
+
+    @property
+    def runs(self) -> dict[str, Any]:
+        return runs_of(self.session)
+
+
+@functools.cache
+def outcome(name: str, family: str) -> Outcome:
+    loop = moving(family)
+    bare(family)  # the first call may import things
+    s = session(loop, make(name))
+    with s, count_host_reads() as reads:
+        latent = loop.run(s)
+        num_reads = len(reads)
+    return Outcome(latent, s, num_reads, list(loop.reads))
+
+
+@functools.cache
+def still_outcome(name: str, family: str) -> tuple[ReuseEngine, list[torch.Tensor]]:
+    """The session of one video of the still model, and its predictions."""
+    loop = still(family)
+    with session(loop, make(name)) as s:
+        loop.run(s)
+    return s, list(loop.predictions)
+
+
+@functools.cache
+def strictest(name: str, family: str, never: bool) -> tuple[torch.Tensor, ReuseEngine, list[str]]:
+    """A video in which nothing may be reused: final latent, session, and what was warned of."""
+    loop = moving(family)
+    options = POLICIES[name].never if never else STRICTEST.get(name, POLICIES[name].never)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        with session(loop, make(name, **options)) as s:
+            latent = loop.run(s)
+    return latent, s, [str(w.message) for w in found if issubclass(w.category, ReuseWarning)]
+
+
+def reused_steps(s: ReuseEngine) -> str:
+    """Per step: C where every site the policy was asked about was recomputed, else R."""
+    asked = [
+        (step, decision)
+        for step, site, decision in zip(s.trace.step, s.trace.site, s.trace.column("decision"))
+        if site in set(s.sites)
+    ]
+    return "".join(
+        "C" if all(decision == "recompute" for at, decision in asked if at == step) else "R"
+        for step in range(len(s.trace.timesteps))
+    )
+
+
+# The contracts.
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "words"), [pytest.param(*pair, words, id="-".join(pair)) for pair, words in REFUSED.items()]
+)
+def test_a_family_the_policy_does_not_fit_is_refused_in_words(name, family, words):
+    assert name in NAMES
+    assert family in FAMILIES
+    loop = moving(family)
+    with pytest.raises(ValueError, match=words), session(loop, make(name)) as s:
+        loop.run(s)
+    assert torch.equal(loop.run(), bare(family))
+
+
+@every_case
+def test_with_the_options_that_never_reuse_nothing_is_changed(name, family):
+    assert POLICIES[name].never or name == "full", f"{name} does not say with which options it never reuses"
+    latent, s, _ = strictest(name, family, True)
+    assert torch.equal(latent, bare(family))
+    assert set(s.trace.column("decision")) == {"recompute"}
+
+
+@every_case
+def test_where_nothing_changes_all_that_may_be_reused_is_reused(name, family):
+    s, _ = still_outcome(name, family)
+    schedule = s.policy.schedule(next(iter(runs_of(s).values())))
+    if schedule is not None:
+        assert name not in STILL
+        assert reused_steps(s) == "".join("C" if full else "R" for full in schedule)
+        return
+    assert name in STILL, f"{name} has no schedule: add its steps on the still model, {reused_steps(s)}?, to STILL"
+    assert reused_steps(s) == STILL[name]
+    rows = list(zip(s.trace.step, s.trace.branch, s.trace.column("site"), s.trace.column("decision")))
+    by_step = [
+        {(branch, site) for at, branch, site, decision in rows if at == step and decision != "recompute"}
+        for step, letter in enumerate(STILL[name])
+        if letter == "R"
+    ]
+    assert all(sites == by_step[0] for sites in by_step)
+    moved = outcome(name, family).session.summary()
+    assert not by_step or moved["reuse_fraction"] <= s.summary()["reuse_fraction"]
+    assert all(math.isfinite(distance) for distance in s.trace.logged("distance").values())
+
+
+@pytest.mark.parametrize(("name", "family"), cases(leave_out=STILL_DIFFERS))
+def test_where_nothing_changes_the_output_is_the_bare_models(name, family):
+    _, predictions = still_outcome(name, family)
+    _, expected = still_outcome("full", family)
+    assert len(predictions) == len(expected)
+    for i, (prediction, reference) in enumerate(zip(predictions, expected)):
+        assert torch.allclose(prediction, reference, rtol=1e-4, atol=1e-5 * float(reference.abs().max())), i
+
+
+@every_case
+def test_videos_in_one_session_equal_each_alone_also_with_other_steps_and_after_an_interrupt(name, family):
+    loop, policy, clean = moving(family), make(name), outcome(name, family)
+    shorter = dict(num_steps=NUM_STEPS - 2, seed=1)
+    with session(loop, policy) as alone:
+        other = loop.run(alone, **shorter)
+    with session(loop, policy) as s:
+        with interrupted(loop, after=4), pytest.raises(KeyboardInterrupt):
+            loop.run(s, seed=2)
+        assert torch.equal(loop.run(s), clean.latent)
+        assert s.trace.column("decision") == clean.session.trace.column("decision")
+        assert torch.equal(loop.run(s, **shorter), other)
+    assert torch.equal(loop.run(), bare(family))
+
+
+def interrupted(loop: Guided, after: int) -> Any:
+    """The model is interrupted in the middle of a forward: its second block, when it comes by for the last time in so many."""
+    seen = []
+
+    def hook(*_: Any) -> None:
+        seen.append(None)
+        if len(seen) == after:
+            raise KeyboardInterrupt
+
+    return loop.adapter.bind(loop.model).blocks[1].module.register_forward_pre_hook(hook)
+
+
+@every_case
+def test_host_reads_are_those_the_policy_declares(name, family):
+    found = outcome(name, family)
+    own = sum(found.reads)
+    assert found.num_reads - outcome("full", family).num_reads == own, "reads that do not go through call.meter"
+    policy, runs = found.session.policy, found.runs
+    for (step, branch, *_), reads in zip(found.session.trace.forwards, found.reads, strict=True):
+        run = runs.get(branch) or runs["joint"]
+        assert reads <= policy.num_host_reads(run), f"step {step}, branch {branch}"
+    if all(policy.schedule(run) is not None for run in runs.values()):
+        assert own == 0, "a schedule that is known before the run needs nothing from the device"
+
+
+@every_case
+def test_memory_is_what_the_policy_declares(name, family):
+    found = outcome(name, family)
+    policy, peaks = found.session.policy, found.session.cache.peak_counts()
+    declared = {branch: (policy.num_cached(run), policy.num_kept(run)) for branch, run in found.runs.items()}
+    assert {branch: peaks.get(branch, (0, 0)) for branch in declared} == declared
+    for branch in set(peaks) - set(declared):  # half of a joint batch that was run alone
+        assert peaks[branch] <= declared["joint"]
+
+
+@every_case
+def test_the_schedule_is_the_one_in_the_trace(name, family):
+    found = outcome(name, family)
+    schedules = [found.session.policy.schedule(run) for run in found.runs.values()]
+    if None in schedules:
+        assert name in STILL
+        return
+    for schedule in schedules:
+        assert reused_steps(found.session) == "".join("C" if full else "R" for full in schedule)
+    assert not any(found.session.trace.forced)
+
+
+@pytest.mark.parametrize(("name", "family"), cases(leave_out=(*STILL, *ONE_BATCH_DIFFERS)))
+def test_one_batch_or_a_call_per_branch_is_all_the_same_to_a_schedule(name, family):
+    found = outcome(name, family)
+    loop = moving(family)
+    with session(loop, make(name)) as s:
+        latent = loop.run(s, sequential=loop.adapter.guidance != "sequential")
+    assert torch.allclose(latent, found.latent, rtol=1e-3, atol=1e-4 * float(found.latent.abs().max()))
+    (one, *_), (other, *_) = [dict.fromkeys(t.branch) for t in (s.trace, found.session.trace)]
+    for site in s.sites:
+        assert s.trace.decisions(site, one) == found.session.trace.decisions(site, other)
+
+
+@every_case
+def test_zero_reuse_is_a_warning_with_the_smallest_distance_and_the_threshold(name, family):
+    _, s, warned = strictest(name, family, name not in STRICTEST)
+    said = [message for message in warned if "reused nothing" in message]
+    if any(s.policy.schedule(run) is not None for run in runs_of(s).values()):
+        assert not said, "it was asked for"
+        return
+    assert set(s.trace.column("decision")) == {"recompute"}
+    assert len(said) == 1
+    assert type(s.policy).__name__ in said[0]
+    assert "distance" in said[0]
+    assert "threshold" in said[0]
+
+
+def test_the_tables_name_policies_that_there_are():
+    tables = (STILL, STILL_DIFFERS, ONE_BATCH_DIFFERS, STRICTEST)
+    assert {name for table in tables for name in table} <= set(NAMES)
+    assert FullCompute in [POLICIES[name] for name in NAMES]

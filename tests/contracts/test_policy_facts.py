@@ -1,0 +1,98 @@
+"""What every built-in policy says of itself: its source, its settings, its options. No model is run."""
+
+import ast
+import dataclasses
+import inspect
+import re
+
+import pytest
+
+import fsframework.models  # fills the registries
+import fsframework.policies  # noqa: F401
+from fsframework.core import ADAPTERS, POLICIES, Part
+from fsframework.run.catalog import list_policies
+
+NAMES = [name for name, cls in POLICIES.items() if cls.__module__.startswith("fsframework.")]
+OPTIONS = {entry.name: entry.options for entry in list_policies()}
+every_policy = pytest.mark.parametrize("name", NAMES)
+every_method = pytest.mark.parametrize("name", [name for name in NAMES if name != "full"])
+
+
+@every_method
+def test_it_states_its_paper_its_signal_and_where_it_departs(name):
+    cls = POLICIES[name]
+    for fact in (cls.paper, cls.signal, cls.deviations):
+        assert len(fact) > 3
+        assert fact == " ".join(fact.split()), "one line, one space between words"
+    assert cls.deviations.endswith("."), "a sentence"
+
+
+@every_method
+def test_its_docstring_names_the_source_that_paper_names(name):
+    cls = POLICIES[name]
+    sources = re.findall(r"arXiv:\d{4}\.\d{4,5}|(?<=github\.com/)[\w.-]+/[\w.-]+\w", cls.paper)
+    assert any(source in cls.__doc__ for source in sources) or "our own" in cls.paper, f"{sources or cls.paper}"
+
+
+@every_policy
+def test_its_docstring_begins_with_one_sentence_for_lists_and_says_what_is_reused_and_at_what_cost(name):
+    doc = inspect.cleandoc(POLICIES[name].__doc__)
+    summary = " ".join(doc.split("\n\n")[0].split())
+    assert summary.endswith((".", ":"))
+    assert len(summary) <= 220
+    if name != "full":
+        assert "Granularity:" in doc
+        assert "Host reads:" in doc
+
+
+@every_policy
+def test_the_defaults_make_one_and_so_do_the_options_for_these_tests(name):
+    cls = POLICIES[name]
+    assert cls() == cls()
+    hash(cls())
+    fields = {f.name for f in dataclasses.fields(cls)}
+    assert {*cls.example, *cls.never, *cls.policy_fields} <= fields
+    cls(**cls.example)
+    cls(**{**cls.example, **cls.never})
+    assert cls.__dataclass_params__.frozen
+
+
+@every_policy
+def test_every_option_is_documented_in_the_form_of_the_house(name):
+    for option in OPTIONS[name]:
+        assert option.doc, option.name
+        assert option.doc.endswith((".", ")")), f"{option.name}: {option.doc!r}"
+    assert [o.name for o in OPTIONS[name]] == [
+        f.name for f in dataclasses.fields(POLICIES[name]) if f.name not in ("storage", "depth", "gate", "eliminate_dead")
+        or f.name in POLICIES[name].__annotations__
+    ]  # fmt: skip
+
+
+@every_policy
+def test_published_settings_are_of_models_and_options_that_there_are(name):
+    cls = POLICIES[name]
+    models = {"", *ADAPTERS, *(c for _, adapter in ADAPTERS.items() for c in adapter.checkpoints)}
+    assert set(cls.published) <= models
+    defaults = {f.name: f.default for f in dataclasses.fields(cls)}
+    for options in cls.published.values():
+        assert {defaults[option] for option in options} == {None}, "a default would hide what was published"
+        cls(**{**cls.example, **options})
+
+
+@every_policy
+def test_the_parts_it_asks_about_are_known_without_a_model(name):
+    policy = POLICIES[name](**POLICIES[name].example)
+    assert policy.parts <= frozenset(Part)
+    assert policy.parts
+
+
+@every_policy
+def test_it_imports_no_other_policy_and_reads_nothing_back_by_itself(name):
+    tree = ast.parse(inspect.getsource(inspect.getmodule(POLICIES[name])))
+    imported = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert not [module for module in imported if module.startswith(("fsframework.policies", "fsframework.models"))]
+    calls = {
+        node.func.attr for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    }
+    assert not calls & {"item", "tolist", "numpy", "cpu", "synchronize"}
