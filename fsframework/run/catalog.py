@@ -6,10 +6,16 @@ The registries are the truth; a test compares.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import difflib
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from fsframework.config.schema import ARTIFACT
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -31,6 +37,8 @@ class PolicyEntry:
     name: str
     summary: str
     options: tuple[Option, ...]
+    is_calibrated: bool
+    """Whether `fsf calibrate` can measure numbers for it."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +70,43 @@ def list_policies(*files: Path) -> list[PolicyEntry]:
         classes = _classes(source)
         for name, node in _registered(classes.values(), "POLICIES"):
             options: dict[str, Option] = {}
-            for base in reversed(_lineage(node, classes)):
+            lineage = _lineage(node, classes)
+            for base in reversed(lineage):
                 options.update({option.name: option for option in _options(base)})
-            entries.append(PolicyEntry(name, _summary(node), tuple(options.values())))
+            # One that holds another and asks that for its calibration reads no artifact itself.
+            is_calibrated = ARTIFACT in options and any(_defines(base, "calibration") for base in lineage)
+            entries.append(PolicyEntry(name, _summary(node), tuple(options.values()), is_calibrated))
     return sorted(entries, key=lambda entry: entry.name)
+
+
+def policies_named(words: Sequence[str]) -> list[PolicyEntry]:
+    """The policies of the given names, and those in the given `.py` files, in the order given.
+
+    Raises:
+        ValueError: a name that no built-in policy has, or a file that is not there.
+    """
+    known = {entry.name: entry for entry in list_policies()}
+    found: list[PolicyEntry] = []
+    for word in words:
+        if word in known:
+            found.append(known[word])
+        elif word.endswith(".py") or "/" in word:
+            if not Path(word).is_file():
+                raise ValueError(f"no such file: {word}")
+            found += list_policies(Path(word))
+        else:
+            near = difflib.get_close_matches(word, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(
+                f"no policy {word!r}; {hint}There are {', '.join(known)}. For your own give the file: my_policy.py"
+            )
+    return found
+
+
+def one_line(summary: str, width: int) -> str:
+    """As much of a summary's first sentence as fits: cut at a word, with an ellipsis."""
+    sentence = re.split(r"(?<=\.)\s", summary, maxsplit=1)[0] if len(summary) > width else summary
+    return textwrap.shorten(sentence, width, placeholder=" ...")
 
 
 def list_models() -> list[ModelEntry]:
@@ -101,6 +142,11 @@ def list_metrics() -> list[MetricEntry]:
 
 
 def _classes(source: Path) -> dict[str, ast.ClassDef]:
+    return _parsed(source, source.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _parsed(source: Path, _modified: int) -> dict[str, ast.ClassDef]:
     tree = ast.parse(source.read_text(encoding="utf-8"))
     return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
@@ -146,6 +192,10 @@ def _options(node: ast.ClassDef) -> Iterator[Option]:
             doc = " ".join(str(following.value.value).split())
         default = "required" if statement.value is None else ast.unparse(statement.value)
         yield Option(statement.target.id, annotation, default, doc)
+
+
+def _defines(node: ast.ClassDef, method: str) -> bool:
+    return any(isinstance(statement, ast.FunctionDef) and statement.name == method for statement in node.body)
 
 
 def _assigned(node: ast.ClassDef) -> dict[str, ast.expr]:
