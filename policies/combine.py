@@ -53,8 +53,8 @@ class Combined(ReusePolicy[CombinedState]):
     miss each other for good (the inner one always recomputes when the outer one reuses); where both are known beforehand
     that is a warning.
 
-    Granularity, parts, storage, depth and gates: each policy's, for its sites. Memory and host reads: their sums. An outer
-    value keeps what the inner policies made of that step: reuse on top of reuse.
+    Granularity: each policy's, for its sites, and so are storage, depth and gates. Caches what they cache together. An outer
+    value holds what the inner policies made of that step: reuse on top of reuse. Host reads: the sum of theirs.
 
     What can not be together is an error: two policies about the same sites, `eliminate_dead` (which asks for all blocks
     before anything runs, so nothing outside or inside them could be asked in its turn), and jumps over blocks beside spans or

@@ -39,7 +39,7 @@ class ForecastReuse(ReusePolicy[Any]):
     that a threshold bounds the forecast's own error; the lag it sees stays the newest value's. A base that takes its
     distances from something else (the latent, a modulated input) is not changed by `judge`.
 
-    Granularity, parts and storage: the base's. Caches O + 1 values where the base caches one (or as many as the base
+    Granularity: the base's, and so are parts and storage. Caches O + 1 values where the base caches one (or as many as the base
     asks for, if more). Host reads: the base's.
 
     Source: none; the arithmetic is TaylorSeer's (arXiv:2503.06923) with the decision left open.
