@@ -31,6 +31,7 @@ examples:
   fsf run experiments/quickstart/run.yaml         one run; prints where its report.html is
   fsf run experiments/quickstart/run.yaml policy.gamma=0.25 seeds.per_prompt=2
   fsf run experiments/quickstart/run.yaml policy=static policy.interval=3 name=static3
+  fsf calibrate teacache tiny-latte prompts.limit=16   measure the numbers a policy needs for a model
   fsf report runs/a-1c5767 runs/b-9e01aa          one comparison page of several runs
   fsf list policies                               every policy with its options, defaults and what they do
   fsf list models | metrics | prompts
@@ -104,6 +105,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("config", metavar="CONFIG.yaml", help="the run; see experiments/quickstart/run.yaml")
     run.add_argument("overrides", nargs="*", metavar="key=value", help="changes, such as policy.gamma=0.25")
 
+    calibrate = add(
+        "calibrate",
+        _calibrate,
+        "measure, for a model, the numbers that a policy needs; resumes",
+        usage="fsf calibrate POLICY MODEL [key=value ...]\n       fsf calibrate CONFIG.yaml [key=value ...]",
+        epilog=_CALIBRATE_HELP,
+    )
+    calibrate.add_argument("what", metavar="POLICY|CONFIG.yaml", help="see `fsf list policies`; or a run's YAML file")
+    calibrate.add_argument("rest", nargs="*", metavar="MODEL key=value", help="see `fsf list models`; changes")
+
     demo = add("demo", _demo, "full compute, static reuse and Foresight on the tiny model, with one comparison report")
     demo.add_argument("--fresh", action="store_true", help="do not keep the videos of an earlier demo")
     demo.add_argument("overrides", nargs="*", metavar="key=value", help="changes for all three runs")
@@ -135,6 +146,30 @@ plugins. Every key, its unit and default is documented in fsframework/config/sch
 """
 
 
+_CALIBRATE_HELP = """\
+Some policies decide by numbers that belong to a model: TeaCache by a polynomial, SmoothCache by a table of errors. This
+command generates what such a policy's calibration asks for, keeps a record of each video, fits, and writes an artifact: one
+JSON file with the numbers, the run they hold for, and where they come from. A picture and the records go beside it.
+
+The keys are those of `fsf run`:
+  prompts.set, prompts.texts, prompts.limit    what to generate; for a real model give captions like those you will use
+  seeds.base, seeds.per_prompt                 clip i starts from noise of seed base + i
+  sampling.num_steps, .guidance_scale, ...     sample as you will later: an artifact is for one setting
+  policy.OPTION                                an option of the policy that the calibration reads
+  launch.num_processes, launch.num_threads     several processes share the work; the result is the same
+  output.artifact=FILE.json                    default: artifacts/<policy>-<model>-<steps>steps-<hash>.json
+metrics, reference and tracking mean nothing here. With a YAML file whose policy names an `artifact`, that is written.
+
+examples:
+  fsf calibrate teacache tiny-latte prompts.limit=16
+  fsf calibrate smoothcache tiny-latte sampling.num_steps=20 prompts.limit=4 output.artifact=smooth20.json
+  fsf calibrate lemica opensora-1.2 prompts.set=captions.txt prompts.limit=8 launch.num_processes=4
+  fsf run CONFIG.yaml "policy={name: smoothcache, artifact: smooth20.json}" sampling.num_steps=20
+
+A calibration that was stopped goes on with the same command; one with more prompts takes over the records there are.
+"""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"{self.prog}: error: {message}. See `{self.prog} --help`.\n")
@@ -156,6 +191,25 @@ def _run(arguments: argparse.Namespace) -> None:
     print(table([(metrics["policy"], metrics)]))
     print(f"{metrics['num_videos']} videos of {metrics['model']}, {metrics['sampling']['num_steps']} steps")
     print(f"report: {folder / 'report.html'}")
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    from fsframework.config.load import load_config
+
+    what, rest = arguments.what, arguments.rest
+    if what.endswith((".yaml", ".yml")):
+        config = load_config(what, rest)
+    elif not rest or "=" in rest[0]:
+        raise ValueError(f"which model? fsf calibrate {what} MODEL; see `fsf list models`")
+    else:
+        import json
+
+        config = load_config(None, [f"policy={json.dumps(what)}", f"model={json.dumps(rest[0])}", *rest[1:]])
+    from fsframework.run.calibrate import calibrate
+
+    result = calibrate(config)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(result.text())
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -223,6 +277,8 @@ def _list_policies(files: list[Path]) -> None:
             raise ValueError(f"no such file: {file}")
     for policy in list_policies(*files):
         print(f"{policy.name}: {policy.summary}")
+        if policy.is_calibrated:
+            print(f"    can be measured for a model: fsf calibrate {policy.name} MODEL")
         for option in policy.options:
             print(f"    {option.name}: {option.type} = {option.default}")
             print(textwrap.fill(option.doc, 116, initial_indent=" " * 8, subsequent_indent=" " * 8))

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fsframework.config.schema import CHOICES, LISTS, MINIMUM, SHORTHANDS, RunConfig
+from fsframework.config.schema import ARTIFACT, CHOICES, LISTS, MINIMUM, SHORTHANDS, RunConfig
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*")
 _PROMPT_FILES = (".txt", ".csv", ".json")
@@ -25,8 +25,8 @@ _WORDS = {
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
     """The run that a YAML file and `section.key=value` overrides describe; without a file, of the defaults.
 
-    Paths in the file are relative to the file: `plugins`, and a prompt file unless it only exists relative to the
-    working directory. They come back absolute.
+    Paths in the file are relative to the file: `plugins`, and a prompt file or a policy's `artifact` unless it only
+    exists relative to the working directory. They come back absolute.
 
     Raises:
         ValueError: missing or malformed file, unknown key (with the nearest name), wrong type or value out of range;
@@ -192,11 +192,24 @@ def _with_absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
     prompts = config.prompts
     if prompts.texts is None and prompts.set.endswith(_PROMPT_FILES):
         prompts = dataclasses.replace(prompts, set=str(_beside(folder, prompts.set)))
-    return dataclasses.replace(config, plugins=plugins, prompts=prompts)
+    policy = _with_absolute_artifacts(config.policy, folder)
+    return dataclasses.replace(config, plugins=plugins, prompts=prompts, policy=policy)
+
+
+def _with_absolute_artifacts(value: Any, folder: Path) -> Any:
+    """A policy's block with the path under `artifact` absolute, also in the policies inside it."""
+    if isinstance(value, list):
+        return [_with_absolute_artifacts(item, folder) for item in value]
+    if not isinstance(value, dict):
+        return value
+    out = {key: _with_absolute_artifacts(item, folder) for key, item in value.items()}
+    if isinstance(out.get(ARTIFACT), str):
+        out[ARTIFACT] = str(_beside(folder, out[ARTIFACT]))
+    return out
 
 
 def _beside(folder: Path, name: str) -> Path:
-    beside = (folder / name).resolve()
+    beside = (folder / Path(name).expanduser()).resolve()
     here = Path(name).resolve()
     return here if here.exists() and not beside.exists() else beside
 

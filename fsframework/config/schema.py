@@ -115,6 +115,9 @@ class OutputConfig:
 
     runs_dir: str = "runs"
     """The run directory is `<runs_dir>/<name>-<config hash>`."""
+    artifact: str | None = None
+    """For `fsf calibrate`: the file to write, .json; null: `artifacts/<policy>-<model>-<steps>steps-<hash>.json` where you
+    are. The picture and the records go beside it."""
     min_video_pixels: int = 128
     """Small clips are enlarged by a whole factor until their shorter side has so many pixels; the mp4 files only."""
 
@@ -144,6 +147,9 @@ class RunConfig:
 
 SHORTHANDS = {"model": "name", "policy": "name", "prompts": "set"}
 """Sections that may be written as one string -> the field it stands for."""
+
+ARTIFACT = "artifact"
+"""The option of a policy that holds the path of what `fsf calibrate` wrote."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("float32", "bfloat16", "float16"),

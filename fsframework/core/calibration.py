@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from abc import ABC, abstractmethod
@@ -9,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fsframework.core.review import ReuseWarning
 from fsframework.core.site import Run
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 
 VERSION = 1
 """Of the artifact's format."""
-CHECKED = ("family", "checkpoint", "scheduler", "num_steps", "latent_shape")
-"""Facts of a run that an artifact is compared with. One that either side does not know is not compared."""
+CHECKED = ("family", "checkpoint", "scheduler", "num_steps", "latent_shape", "timesteps")
+"""Facts of a run that an artifact is compared with. One that either side does not know is not compared. Of
+`latent_shape` the first axis, the batch with its guidance halves, is free. The `timesteps` are compared, to a part in
+ten thousand, where all else is equal: they then tell a sampler that was set otherwise."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Artifact:
     values: Mapping[str, Any]
     """What the policy reads; its class says what that is."""
     facts: Mapping[str, Any]
-    """The run it was measured on: `CHECKED`, and the timesteps."""
+    """The run it was measured on: `CHECKED`, and what else was known of it."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Prompts, seeds, options, revision, versions, date."""
     version: int = VERSION
@@ -58,10 +61,16 @@ class Artifact:
         file = Path(path).expanduser()
         if not file.is_file():
             raise ValueError(f"{policy}: no artifact {path}. Make it with `fsf calibrate {policy} MODEL`.")
-        artifact = _read(str(file), file.stat().st_mtime_ns)
+        artifact = _read(str(file.absolute()), file.stat().st_mtime_ns)
         if artifact.policy != policy:
             raise ValueError(f"{path} was made for the policy {artifact.policy!r}, not for {policy!r}")
         return artifact
+
+    @property
+    def digest(self) -> str:
+        """A hash of all that a policy can see of it, so not of the provenance: equal where results will be."""
+        seen = [self.policy, self.version, self.values, self.facts]
+        return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]
 
     def check(self, run: Run, interpolates: Collection[str] = ()) -> None:
         """Compare with the run it is to be used in.
@@ -69,23 +78,16 @@ class Artifact:
         Args:
             run: the run.
             interpolates: those of `CHECKED` that the policy can carry over to another value; a difference there is a
-                warning, any other an error.
+                warning, any other an error. Who can carry over another number of steps can also carry over other
+                timesteps.
 
         Raises:
             ValueError: the run differs in a fact that can not be interpolated.
         """
-        now = {**run.facts, "num_steps": run.num_steps}
-        differences = {
-            name: (_plain(self.facts[name]), _plain(now[name]))
-            for name in CHECKED
-            if self.facts.get(name) is not None
-            and now.get(name) is not None
-            and _plain(self.facts[name]) != _plain(now[name])
-        }
-        fatal = [name for name in differences if name not in interpolates]
-        said = "; ".join(
-            f"{name} was {differences[name][0]}, is {differences[name][1]}" for name in fatal or differences
-        )
+        differences = self._differences(run)
+        allowed = {*interpolates, *(("timesteps",) if "num_steps" in interpolates else ())}
+        fatal = [name for name in differences if name not in allowed]
+        said = "; ".join(differences[name] for name in fatal or differences)
         if fatal:
             raise ValueError(
                 f"the {self.policy} artifact does not fit this run: {said}. Calibrate again for it: `fsf calibrate`."
@@ -97,20 +99,48 @@ class Artifact:
                 stacklevel=3,
             )
 
+    def _differences(self, run: Run) -> dict[str, str]:
+        """Fact -> how it differs, in words."""
+        now = {**run.facts, "num_steps": run.num_steps}
+        out: dict[str, str] = {}
+        for name in CHECKED:
+            measured, found = _comparable(name, self.facts.get(name)), _comparable(name, now.get(name))
+            if measured is not None and found is not None and measured != found:
+                out[name] = f"{name} was {measured}, is {found}"
+        known = self.facts.get("timesteps")
+        if known and not out and len(known) == len(run.timesteps):
+            scale = max(1.0, *(abs(t) for t in known))
+            step = next((i for i, (a, b) in enumerate(zip(known, run.timesteps)) if abs(a - b) > 1e-4 * scale), None)
+            if step is not None:
+                out["timesteps"] = f"the timestep of step {step} was {known[step]:g}, is {run.timesteps[step]:g}"
+        return out
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (tuple, list)) else value
+
+def _comparable(name: str, value: Any) -> Any:
+    """A fact as it is compared: sequences as lists, a latent's shape without its batch; None is not compared."""
+    if isinstance(value, (tuple, list)):
+        return list(value[1:]) if name == "latent_shape" else list(value)
+    return value
 
 
 @lru_cache(maxsize=64)
 def _read(path: str, _modified: int) -> Artifact:
+    damaged = f"{path} is not an artifact of `fsf calibrate`"
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{damaged}: {error}") from None
+    if not isinstance(content, dict) or "version" not in content:
+        raise ValueError(f"{damaged}: it has no format version")
+    if content["version"] != VERSION:
+        raise ValueError(f"{path} has format version {content['version']}; this fsframework reads version {VERSION}")
+    try:
         artifact = Artifact(**content)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not an artifact of `fsf calibrate`: {error}") from None
-    if artifact.version != VERSION:
-        raise ValueError(f"{path} has format version {artifact.version}; this fsframework reads version {VERSION}")
+    except TypeError as error:
+        raise ValueError(f"{damaged}: {error}") from None
+    for name in ("values", "facts", "provenance"):
+        if not isinstance(getattr(artifact, name), dict):
+            raise ValueError(f"{damaged}: {name!r} is no mapping")
     return artifact
 
 
@@ -123,7 +153,7 @@ class Fit:
     numbers: Mapping[str, float] = field(default_factory=dict)
     """How good it is: R^2, residuals, expected share of recomputed steps; printed and kept in the provenance."""
     curves: Sequence[Curve] = ()
-    """What to draw."""
+    """What to draw: those with the same labels in one panel."""
 
 
 @dataclass(frozen=True)
@@ -143,13 +173,19 @@ class Calibration(ABC):
     """How a policy is calibrated: which videos to generate, what to note of each, and what follows from all notes.
 
     Every rollout is generated for every (prompt, seed). Its record is a small JSON mapping, kept on disk, so a
-    calibration that is stopped goes on where it was, and several processes can share the (prompt, seed) pairs.
+    calibration that is stopped goes on where it was, and several processes can share the work. What `fit` gets has been
+    through JSON: tuples have become lists, and keys strings.
     """
+
+    fit_options: ClassVar[tuple[str, ...]] = ()
+    """Options of the policy that only `fit` reads. Records do not depend on them, so calibrating again with another value
+    generates nothing."""
 
     @abstractmethod
     def rollouts(self, run: Run) -> Mapping[str, ReusePolicy[Any]]:
         """Name -> the policy to generate with. A recorder is a policy that recomputes everything and logs numbers into
-        the trace. The first is the reference of the others. `run` has the sites of the calibrated policy."""
+        the trace. The first is the reference of the others. `run` has the sites of the calibrated policy, and the facts
+        and timesteps of a real video."""
 
     @abstractmethod
     def record(self, rollout: str, trace: Trace, latents: Tensor, reference: Tensor) -> Mapping[str, Any]:

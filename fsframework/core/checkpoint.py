@@ -84,6 +84,35 @@ class LoadedModel:
 
         The noise comes from a CPU generator seeded with `seed`, so it is the same on every device.
         """
+        frames = self._call(prompt, seed, "pt", num_steps, guidance_scale, height, width, num_frames, **extra)
+        if frames.ndim == 5:
+            frames = frames[0]
+        return frames.permute(0, 2, 3, 1).to("cpu", torch.float32).clamp(0, 1)
+
+    def generate_latents(self, prompt: str, seed: int, **sampling: Any) -> Tensor:
+        """What `generate` would decode, in the pipeline's own layout (Latte [1, C, T, H, W], CogVideoX [1, T, C, H, W]):
+        float32, on the CPU. `sampling` as in `generate`. Nothing is decoded."""
+        latents = self._call(prompt, seed, "latent", **sampling)
+        if not isinstance(latents, Tensor):
+            raise ValueError(
+                f"{type(self.pipe).__name__} gives no latents: with output_type='latent' it returned a "
+                f"{type(latents).__name__}"
+            )
+        return latents.to("cpu", torch.float32)
+
+    def _call(
+        self,
+        prompt: str,
+        seed: int,
+        output_type: str,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        **extra: Any,
+    ) -> Tensor:
+        """What the pipeline returns for one prompt, called with the checkpoint's defaults where nothing else is said."""
         own = self.checkpoint
         usual: dict[str, Any] = {
             "num_inference_steps": own.num_steps, "guidance_scale": own.guidance_scale, "height": own.height,
@@ -113,8 +142,6 @@ class LoadedModel:
         if missing:
             raise ValueError(f"{type(self.pipe).__name__} also needs {', '.join(missing)}: give them to generate(...)")
         generator = torch.Generator("cpu").manual_seed(seed)
-        result = self.pipe(generator=generator, output_type="pt", **arguments)
+        result = self.pipe(generator=generator, output_type=output_type, **arguments)
         frames: Tensor = result.frames if hasattr(result, "frames") else result.images
-        if frames.ndim == 5:
-            frames = frames[0]
-        return frames.permute(0, 2, 3, 1).to("cpu", torch.float32).clamp(0, 1)
+        return frames

@@ -13,7 +13,14 @@ from fsframework.run import artifacts, launch
 from fsframework.run.artifacts import RunDirectory
 from fsframework.run.progress import quiet_libraries
 from fsframework.run.reference import ReferenceCache
-from fsframework.run.resolve import Plan, check_policy_fits, policy_source_digest, sampling_of
+from fsframework.run.resolve import (
+    Plan,
+    artifacts_of,
+    check_policy_fits,
+    policy_source_digest,
+    sampling_of,
+    with_artifacts,
+)
 
 if TYPE_CHECKING:
     from fsframework.core import LoadedModel
@@ -36,28 +43,16 @@ class Job:
 def prepare(plan: Plan, model: LoadedModel | None, runs_dir: Path, world: launch.World) -> Job:
     """Load and check; writes nothing."""
     config = plan.config
-    quiet_libraries()
-    if config.launch.num_threads is not None:
-        import torch
-
-        torch.set_num_threads(config.launch.num_threads)
-    if model is None:
-        model = load(plan)
-    model.pipe.set_progress_bar_config(disable=True)
+    model = open_model(plan, model)
     sampling = sampling_of(config, model)
     check_policy_fits(plan, model, sampling)
-    pixels = {
-        "model": artifacts.model_fingerprint(model.path),
-        "dtype": str(next(model.transformer.parameters()).dtype).removeprefix("torch."),
-        "device": plan.device.type,
-        "threads": config.launch.num_threads,  # sums are split among threads, so the last bits depend on it
-        "sampling": sampling,
-    }
+    pixels = pixels_of(plan, model, sampling)
     identity = {
         **pixels,
         "fsframework": fsframework.__version__,
         "policy": plan.policy_name,
-        "options": plan.policy_options,
+        # An artifact counts by what it says, wherever it lies.
+        "options": with_artifacts(plan.policy_options, {p: a.digest for p, a in artifacts_of(plan.policy).items()}),
         "policy_code": policy_source_digest(plan.policy),
         "clips": [(clip.prompt, clip.seed) for clip in plan.clips],
         "metrics": [metric.name for metric in plan.metrics],
@@ -76,6 +71,30 @@ def prepare(plan: Plan, model: LoadedModel | None, runs_dir: Path, world: launch
         "model_fingerprint": pixels["model"],
     }
     return Job(plan, model, sampling, directory, ReferenceCache(runs_dir, pixels), facts, world)
+
+
+def pixels_of(plan: Plan, model: LoadedModel, sampling: dict[str, Any]) -> dict[str, Any]:
+    """Everything that decides the pixels of a full-compute video, but the prompt and the seed."""
+    return {
+        "model": artifacts.model_fingerprint(model.path),
+        "dtype": str(next(model.transformer.parameters()).dtype).removeprefix("torch."),
+        "device": plan.device.type,
+        "threads": plan.config.launch.num_threads,  # sums are split among threads, so the last bits depend on it
+        "sampling": sampling,
+    }
+
+
+def open_model(plan: Plan, model: LoadedModel | None) -> LoadedModel:
+    """The model of a plan, loaded if it is not yet, with the plan's threads and without a progress bar of its own."""
+    quiet_libraries()
+    if plan.config.launch.num_threads is not None:
+        import torch
+
+        torch.set_num_threads(plan.config.launch.num_threads)
+    if model is None:
+        model = load(plan)
+    model.pipe.set_progress_bar_config(disable=True)
+    return model
 
 
 def load(plan: Plan) -> LoadedModel:

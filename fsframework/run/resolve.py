@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsframework.config.load import nearest_key
-from fsframework.config.schema import RunConfig
+from fsframework.config.schema import ARTIFACT, RunConfig
 from fsframework.data.prompts import Clip, load_prompts, plan_clips
 
 if TYPE_CHECKING:
     import torch
 
-    from fsframework.core import LoadedModel, ReusePolicy
+    from fsframework.core import Artifact, LoadedModel, ReusePolicy
     from fsframework.metrics import Metric
 
 PLUGIN_PREFIX = "fsf_plugin_"
@@ -216,27 +216,69 @@ def check_policy_fits(plan: Plan, model: LoadedModel, sampling: Mapping[str, Any
     """Let the policy refuse the run now instead of in the middle of it, as with a warmup longer than the run."""
     from fsframework.core import Run
     from fsframework.run.attach import model_facts
+    from fsframework.run.observe import observe_run, without_reuse_warnings
 
-    sites = model.bind().sites(plan.policy)
-    scheduler = copy.deepcopy(model.pipe.scheduler)
-    scheduler.set_timesteps(sampling["num_steps"])
-    timesteps = [float(t) for t in scheduler.timesteps.tolist()]
-    facts = {**model_facts(model.adapter, model.transformer, model.pipe), "device": plan.device}
-    plan.policy.start(Run(len(timesteps), timesteps, sites, facts=facts))
+    if artifacts_of(plan.policy):  # compared with the latent's shape and the sampler's true timesteps
+        run = observe_run(model, plan.policy, plan.clips[0], sampling)
+    else:
+        sites = model.bind().sites(plan.policy)
+        scheduler = copy.deepcopy(model.pipe.scheduler)
+        scheduler.set_timesteps(sampling["num_steps"])
+        timesteps = [float(t) for t in scheduler.timesteps.tolist()]
+        facts = {**model_facts(model.adapter, model.transformer, model.pipe), "device": plan.device}
+        run = Run(len(timesteps), timesteps, sites, facts=facts)
+    with without_reuse_warnings():
+        plan.policy.start(run)
+
+
+def artifacts_of(policy: ReusePolicy[Any]) -> dict[str, Artifact]:
+    """What `fsf calibrate` wrote for a policy and for those inside it, by path: their options `artifact`.
+
+    Raises:
+        ValueError: a file is missing, damaged or for another policy.
+    """
+    from fsframework.core import POLICIES, Artifact, ReusePolicy
+
+    out: dict[str, Artifact] = {}
+    path = getattr(policy, ARTIFACT, None)
+    if isinstance(path, str):
+        out[path] = Artifact.load(path, str(POLICIES.name_of(type(policy))))
+    for key in policy.policy_fields:
+        value = getattr(policy, key)
+        for inner in value if isinstance(value, (tuple, list)) else [value]:
+            out.update(artifacts_of(inner) if isinstance(inner, ReusePolicy) else {})
+    return out
+
+
+def with_artifacts(options: Any, instead: Mapping[str, str]) -> Any:
+    """A policy's options, and those of the policies inside it, with other words in place of the paths of artifacts."""
+    if isinstance(options, (tuple, list)):
+        return [with_artifacts(item, instead) for item in options]
+    if not isinstance(options, Mapping):
+        return options
+    out = {key: with_artifacts(item, instead) for key, item in options.items()}
+    if isinstance(out.get(ARTIFACT), str):
+        out[ARTIFACT] = instead.get(out[ARTIFACT], out[ARTIFACT])
+    return out
 
 
 def policy_source_digest(policy: ReusePolicy[Any]) -> str:
     """Changes when the code of the policy's file changes, or that of a policy inside it; not when only comments or
     docstrings do."""
-    source = inspect.getsourcefile(type(policy))
-    if source is None or not Path(source).is_file():
-        return "unknown"
-    digest = code_digest(Path(source).read_text(encoding="utf-8"))
+    digest = source_digest(policy)
     held = [getattr(policy, name) for name in policy.policy_fields]
     inner = [one for value in held for one in (value if isinstance(value, (tuple, list)) else [value])]
     if not inner:
         return digest
     return hashlib.sha256("".join([digest, *map(policy_source_digest, inner)]).encode()).hexdigest()[:16]
+
+
+def source_digest(thing: object) -> str:
+    """Changes when the code of the file of an object's class changes, not when only its comments or docstrings do."""
+    source = inspect.getsourcefile(type(thing))
+    if source is None or not Path(source).is_file():
+        return "unknown"
+    return code_digest(Path(source).read_text(encoding="utf-8"))
 
 
 def code_digest(source: str) -> str:

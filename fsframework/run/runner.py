@@ -18,9 +18,10 @@ from fsframework.data.video import write_video
 from fsframework.run import artifacts, launch
 from fsframework.run.attach import reuse
 from fsframework.run.job import Job, prepare
+from fsframework.run.observe import sampling_errors
 from fsframework.run.progress import Progress, reuse_warnings_as_notes
 from fsframework.run.reference import Timed, generate_timed
-from fsframework.run.resolve import make_plan
+from fsframework.run.resolve import artifacts_of, make_plan, with_artifacts
 from fsframework.run.results import summarize
 from fsframework.run.tracking import Tracker
 
@@ -105,7 +106,8 @@ def _write_head(job: Job, progress: Progress) -> None:
     from omegaconf import OmegaConf
 
     resolved = to_dict(job.plan.config)
-    resolved["policy"] = {"name": job.plan.policy_name, **job.plan.policy_options}
+    options = with_artifacts(job.plan.policy_options, _keep_artifacts(job))
+    resolved["policy"] = {"name": job.plan.policy_name, **options}
     resolved["sampling"] = job.sampling
     prompts = list(dict.fromkeys(clip.prompt for clip in job.plan.clips))
     resolved["prompts"] = {"set": job.plan.config.prompts.set, "texts": prompts, "limit": None}
@@ -119,6 +121,19 @@ def _write_head(job: Job, progress: Progress) -> None:
     if changed := artifacts.code_changed(job.directory, now["git"]):
         progress.note(changed)
     artifacts.record_environment(job.directory, now)
+
+
+def _keep_artifacts(job: Job) -> dict[str, str]:
+    """Copy the policy's artifacts into the run directory; path -> the copy's, relative to config.yaml."""
+    copies: dict[str, str] = {}
+    for number, path in enumerate(artifacts_of(job.plan.policy)):
+        source = Path(path).expanduser()
+        copy = f"artifacts/{source.name}"
+        if copy in copies.values():  # two files of one name
+            copy = f"artifacts/{source.stem}-{number}{source.suffix}"
+        artifacts.write_text(job.directory.path / copy, source.read_text(encoding="utf-8"))
+        copies[path] = copy
+    return copies
 
 
 def _generate(job: Job, done: set[int], progress: Progress, tracker: Tracker) -> None:
@@ -141,16 +156,8 @@ def _warm_up(job: Job) -> None:
     """
     clip = job.plan.clips[0]
     few = {**job.sampling, "num_steps": min(_WARM_UP_STEPS, job.sampling["num_steps"])}
-    try:
+    with sampling_errors(job.model, job.sampling):
         job.model.generate(clip.prompt, clip.seed, **few)
-    except (ValueError, TypeError, RuntimeError) as error:
-        if "out of memory" in str(error):
-            raise
-        settings = ", ".join(f"{name}={value}" for name, value in job.sampling.items() if value is not None)
-        reason = (str(error).strip().splitlines() or ["no message"])[0]
-        raise ValueError(
-            f"{type(job.model.pipe).__name__} can not generate with {settings}: {reason} Check the sampling section."
-        ) from error
 
 
 def _open_session(job: Job) -> ReuseEngine | StagedSession:
