@@ -35,17 +35,91 @@ def fill(markdown: str) -> str:
 # Policies.
 
 
-def policies() -> str:
-    """Every registered policy: what it does, facts, options."""
+GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "Steps and tables": (
+        "What is reused when is known before the first step, from its number, its timestep or a table measured beforehand. "
+        "Nothing is read back from the device.",
+        (
+            "full", "static", "fora", "pab", "delta_dit", "blockdance", "tgate", "fastercache", "magcache", "smoothcache",
+            "lemica",
+        ),
+    ),
+    "Adaptive within the step": (
+        "The decision rests on something computed in the same step, so the host waits for the device.",
+        ("teacache", "first_block_cache", "dbcache", "dbprune", "easycache"),
+    ),
+    "Adaptive, a step behind": (
+        "The decision rests on what earlier steps measured; the copy to the host has a step's time to arrive.",
+        ("foresight", "foresight_release", "adacache", "bwcache"),
+    ),
+    "Forecasts": ("In place of an old value stands one extrapolated from several.", ("taylorseer", "forecast")),
+    "Tokens": ("Some tokens are computed, the others are reused.", ("toca", "duca")),
+    "Compositions": ("Policies made of policies.", ("combine",)),
+}  # fmt: skip
+"""Heading -> (what they have in common, policies in the order they are shown)."""
+
+
+def policy_groups() -> dict[str, tuple[str, list[tuple[str, Any]]]]:
+    """Heading -> (what is common, (name, class) of each policy). A policy that no group names comes last, by itself."""
     import fsframework.policies  # noqa: F401  registers them
     from fsframework.core import POLICIES
+
+    left = {name: cls for name, cls in POLICIES.items() if cls.__module__.startswith("fsframework.")}
+    out: dict[str, tuple[str, list[tuple[str, Any]]]] = {}
+    for heading, (common, names) in GROUPS.items():
+        found = [(name, left.pop(name)) for name in names if name in left]
+        if found:
+            out[heading] = (common, found)
+    if left:
+        out["Others"] = ("", list(left.items()))
+    return out
+
+
+def policy_overview() -> str:
+    """One table of every policy by group, made from what the classes state and declare."""
+    head = (
+        "policy", "reuses", "cache keeps", "values, 28 + 28 blocks", "values, 30 blocks", "decides on", "host reads per step",
+        "calibration", "source", "departures",
+    )  # fmt: skip
+    rows: list[tuple[str, ...]] = []
+    notes = []
+    for heading, (common, members) in policy_groups().items():
+        notes.append(f"- **{heading}.** {common}".rstrip())
+        rows.append((f"**{heading}**", *[""] * (len(head) - 1)))
+        rows += [_overview_row(name, cls) for name, cls in members]
+    # The stylesheet knows the table as the one after this: the site reads no Markdown inside of HTML.
+    return "\n".join([*notes, '\n<div class="overview"></div>\n', table(head, rows)])
+
+
+def _overview_row(name: str, cls: Any) -> tuple[str, ...]:
+    paired, single = (_declared(cls, layout) for layout in LAYOUTS.values())
+    return (
+        f"[`{name}`](#{name})",
+        ", ".join(part.value.replace("_", "-") for part in _ordered(paired.parts)),
+        paired.storage,
+        paired.memory,
+        single.memory,
+        cls.signal or "-",
+        paired.reads if paired.reads == single.reads else f"{paired.reads}, {single.reads}",
+        "yes" if cls().calibration() is not None else "no",
+        linked(cls.paper) or "-",
+        linked(cls.deviations) or "-",
+    )
+
+
+def linked(source: str) -> str:
+    """arXiv numbers and repositories as links."""
+    source = re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", source)
+    return re.sub(r"(?<![\w/])(github\.com/[\w.-]+/[\w.-]*\w)", r"[\1](https://\1)", source)
+
+
+def policies() -> str:
+    """Every registered policy: what it does, facts, options."""
     from fsframework.run.catalog import list_policies
 
     options = {entry.name: entry.options for entry in list_policies()}
     out = []
-    for name, policy_class in POLICIES.items():
-        if not policy_class.__module__.startswith("fsframework."):
-            continue
+    for name, policy_class in [member for _, members in policy_groups().values() for member in members]:
         out.append(f"## {name}\n\n`fsframework.policies.{policy_class.__name__}`\n")
         out.append(markdown_of(policy_class.__doc__ or ""))
         out.append(_facts(policy_class))
@@ -53,43 +127,108 @@ def policies() -> str:
         out.append(
             "**Options**\n\n" + table(("option", "type", "default", "meaning"), rows) if rows else "No options.\n"
         )
+        if policy_class.published:
+            out.append("**Published settings**, which take the place of options left at `None`\n")
+            settings = [
+                (f"`{model}`" if model else "any other", f"`{option}`", f"`{value!r}`")
+                for model, values in policy_class.published.items()
+                for option, value in values.items()
+            ]
+            out.append(table(("model", "option", "value"), settings))
     return "\n".join(out)
 
 
 def _facts(policy_class: Any) -> str:
     policy = policy_class()
+    declared = {words: _declared(policy_class, blocks) for words, blocks in LAYOUTS.items()}
+    first = next(iter(declared.values()))
     facts = [
-        ("asks about", ", ".join(sorted(part.value for part in policy.parts))),
-        ("cache keeps", f"{policy.storage}, {policy.depth} deep" + _choosable(policy_class, "storage")),
-        ("cached values", _num_cached(policy)),
-        ("host reads per step", f"at most {policy.host_reads_per_step}" if policy.host_reads_per_step else "0"),
+        ("asks about", ", ".join(part.value for part in _ordered(first.parts))),
+        ("cache keeps", f"{first.storage}, {policy.depth} deep" + _choosable(policy_class, "storage")),
+        ("cached values", "; ".join(f"{d.memory} with {words}" for words, d in declared.items()) + " (per branch)"),
+        ("host reads per step", "; ".join(dict.fromkeys(d.reads for d in declared.values()))),
         ("works under autograd", "yes" if policy.differentiable else "no; bypassed when gradients are on"),
     ]
+    if policy_class.signal:
+        facts.insert(1, ("decides on", policy_class.signal))
+    if policy_class.paper:
+        facts.insert(0, ("source", linked(policy_class.paper)))
+    if policy_class.deviations:
+        facts.append(("departures", policy_class.deviations))
+    if policy.calibration() is not None:
+        facts.append(("calibration", f"`fsf calibrate {_name_of(policy_class)} MODEL`"))
     if policy.eliminate_dead or _choosable(policy_class, "eliminate_dead"):
         facts.append(("dead blocks", f"`eliminate_dead={policy.eliminate_dead}`, an option"))
     return table(("fact", "with default options"), facts)
+
+
+def _name_of(policy_class: Any) -> str:
+    from fsframework.core import POLICIES
+
+    return str(POLICIES.name_of(policy_class))
 
 
 def _choosable(policy_class: Any, name: str) -> str:
     return " (an option)" if name in {f.name for f in dataclasses.fields(policy_class)} else ""
 
 
-def _num_cached(policy: Any) -> str:
-    """How many values a branch caches on two layouts, by the policy's own count."""
+LAYOUTS: dict[str, tuple[tuple[str, ...], int, str]] = {
+    "28 spatial and 28 temporal blocks": (("spatial", "temporal"), 28, "latte-1"),
+    "30 joint blocks": (("joint",), 30, "cogvideox-2b"),
+}
+"""What memory is stated for: kinds of blocks in turns, how many of each, and the checkpoint built like it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """What a policy declares for one layout."""
+
+    parts: frozenset[Any]
+    storage: str
+    memory: str
+    reads: str
+
+
+def _ordered(parts: frozenset[Any]) -> list[Any]:
+    from fsframework.core import Part
+
+    return [part for part in Part if part in parts]
+
+
+def _declared(policy_class: Any, layout: tuple[tuple[str, ...], int, str]) -> Declared:
+    """By the policy's own count, with default options; with its `example` where those need what a model must bring."""
+    try:
+        return _declared_by(policy_class(), layout)
+    except ValueError:
+        return _declared_by(policy_class(**policy_class.example), layout)
+
+
+def _declared_by(policy: Any, layout: tuple[tuple[str, ...], int, str]) -> Declared:
     from torch import nn
 
-    from fsframework.core import BlockList, Kind, ModelAdapter, Run
+    from fsframework.core import BlockList, Kind, ModelAdapter, Part, Run
     from fsframework.core.bound import BoundBlock, BoundModel
 
-    spatial = BlockList("spatial", Kind.SPATIAL, cross_attention="attn2")
-    temporal, joint = BlockList("temporal", Kind.TEMPORAL), BlockList("joint", Kind.JOINT)
-    paired = [BoundBlock(facts, nn.Identity(), i) for i in range(28) for facts in (spatial, temporal)]
-    single = [BoundBlock(joint, nn.Identity(), i) for i in range(30)]
-    found = []
-    for words, blocks in (("28 spatial and 28 temporal blocks", paired), ("30 joint blocks", single)):
-        sites = BoundModel(ModelAdapter(), nn.Identity(), blocks).sites(policy)
-        found.append(f"{policy.num_cached(Run(50, [float(i) for i in range(50)], sites))} with {words}")
-    return "; ".join(found) + " (per guidance branch)"
+    kinds, count, checkpoint = layout
+    # Text is attended to in spatial blocks only, as in Latte, and by joint attention not apart.
+    lists = [BlockList(k, Kind(k), cross_attention="attn2" if k == "spatial" else None) for k in kinds]
+    blocks = [BoundBlock(facts, nn.Identity(), i) for i in range(count) for facts in lists]
+    sites = BoundModel(ModelAdapter(), nn.Identity(), blocks).sites(policy)
+    family = {"latte-1": "latte", "cogvideox-2b": "cogvideox"}[checkpoint]
+    timesteps = [1000.0 * (50 - i) / 50 for i in range(50)]
+    run = Run(
+        50, timesteps, sites, facts={"family": family, "checkpoint": checkpoint, "latent_shape": (2, 4, 16, 64, 64)}
+    )
+    values, kept, reads = policy.num_cached(run), policy.num_kept(run), policy.num_host_reads(run)
+    storage = {policy.storage_of(site) for site in sites if not site.part.inside_block and site.part in policy.parts}
+    words = " and ".join(sorted(storage or {"output"}))
+    if all(site.part is Part.MODEL for site in sites):
+        memory = f"{values} prediction" + ("s" if values != 1 else "")
+    else:
+        memory = str(values)
+    if kept:
+        memory += f" + {kept} kept"
+    return Declared(policy.parts, words if values else "nothing", memory, f"at most {reads}" if reads else "0")
 
 
 # Config.
@@ -279,6 +418,7 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 PARTS: dict[str, Callable[[], str]] = {
+    "policy_overview": policy_overview,
     "policies": policies,
     "config": config,
     "columns": columns,

@@ -229,22 +229,65 @@ def test_every_page_is_in_the_navigation():
 
 
 @pytest.mark.parametrize(
-    "part", ["policies", "config", "columns", "decisions", "parts", "metrics", "models", "commands"]
+    "part", ["policy_overview", "policies", "config", "columns", "decisions", "parts", "metrics", "models", "commands"]
 )
 def test_every_generated_part_is_on_a_page(part):
     assert any(f"<!-- generated: {part} -->" in page.read_text() for page in PAGES)
+
+
+BUILT_IN = {name: cls for name, cls in POLICIES.items() if cls.__module__.startswith("fsframework.")}
 
 
 def test_the_policies_page_holds_every_policy_with_every_option():
     import dataclasses
 
     text = generator().policies()
-    for name, policy_class in POLICIES.items():
-        if policy_class.__module__.startswith("fsframework."):
-            section = text.split(f"## {name}\n")[1].split("\n## ")[0]
-            for option in dataclasses.fields(policy_class):
+    for name, policy_class in BUILT_IN.items():
+        section = text.split(f"## {name}\n")[1].split("\n## ")[0]
+        for option in dataclasses.fields(policy_class):
+            if option.name not in INHERITED or option.name in policy_class.__annotations__:
                 assert f"`{option.name}`" in section, f"{name}.{option.name}"
-    assert text.count("host reads per step") == len(re.findall(r"(?m)^## ", text))
+        for model in policy_class.published:
+            assert f"| `{model}` |" in section or (model == "" and "| any other |" in section)
+    assert text.count("host reads per step") == len(re.findall(r"(?m)^## ", text)) == len(BUILT_IN)
+
+
+INHERITED = ("storage", "depth", "gate", "eliminate_dead")
+
+
+def test_the_overview_has_a_row_for_every_policy_in_a_group_that_says_what_kind_it_is():
+    reference = generator()
+    rows = re.findall(r"(?m)^\| \[`(\w+)`\]\(#(\w+)\) \|(.*)$", reference.policy_overview())
+    assert sorted(name for name, _, _ in rows) == sorted(BUILT_IN)
+    named = [name for _, names in reference.GROUPS.values() for name in names]
+    assert len(named) == len(set(named))
+    assert set(BUILT_IN) <= set(named), "say in docs/gen_reference.py what kind of policy it is"
+    for name, anchor, cells in rows:
+        assert anchor == name
+        signal, paper = (cell.strip() for cell in (cells.split(" | ")[4], cells.split(" | ")[7]))
+        assert signal == (BUILT_IN[name].signal or "-")
+        assert paper == (reference.linked(BUILT_IN[name].paper) or "-")
+
+
+def test_the_overview_states_the_memory_and_the_host_reads_that_are_declared():
+    reference = generator()
+
+    def cells(name):
+        row = next(line for line in reference.policy_overview().splitlines() if line.startswith(f"| [`{name}`]"))
+        return [cell.strip() for cell in row.split(" | ")]
+
+    # Static keeps the last block's output; Foresight every block's, and reads its distances once a step.
+    assert cells("static")[1:5] + cells("static")[6:8] == ["block", "output", "1", "1", "0", "no"]
+    assert cells("foresight")[1:5] + cells("foresight")[6:8] == ["block", "output", "56", "30", "at most 1", "no"]
+    assert cells("full")[2:5] == ["nothing", "0", "0"]
+
+
+def test_sources_become_links():
+    linked = generator().linked
+    assert linked("FORA, arXiv:2407.01425") == "FORA, [arXiv:2407.01425](https://arxiv.org/abs/2407.01425)"
+    assert (
+        linked("see github.com/Shenyi-Z/ToCa.") == "see [github.com/Shenyi-Z/ToCa](https://github.com/Shenyi-Z/ToCa)."
+    )
 
 
 def test_the_config_page_holds_every_key_with_its_meaning():
