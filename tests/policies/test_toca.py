@@ -223,9 +223,10 @@ def test_maps_are_made_in_the_steps_whose_weights_a_choice_needs():
 
     class Watch(ToCa):
         def observe(self, state, call, site, fresh, cached):
-            before = call.kept(f"importance of {site}")
+            (before,) = call.kept(f"importance of {site}") or (None,)
             super().observe(state, call, site, fresh, cached)
-            if site.name == "spatial.0.cross_attention" and call.kept(f"importance of {site}") is not before:
+            (after,) = call.kept(f"importance of {site}") or (None,)
+            if site.name == "spatial.0.cross_attention" and after is not before:
                 made.append(call.step.index)
 
     loop = guided("opensora")
