@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 DOCS = Path(__file__).resolve().parent
 MARKER = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
@@ -179,8 +179,7 @@ LAYOUTS: dict[str, tuple[tuple[str, ...], int, str]] = {
 """What memory is stated for: kinds of blocks in turns, how many of each, and the checkpoint built like it."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Declared:
+class Declared(NamedTuple):
     """What a policy declares for one layout."""
 
     parts: frozenset[Any]
