@@ -94,6 +94,7 @@ class FasterCache(ReusePolicy[FasterState]):
             "guidance_start": 0.36, "guidance_interval": 5, "alpha": 1.1, "low_stop": 0.9, "high_start": 0.7,
         },
     }  # fmt: skip
+    example = {"alpha": 1.0}
     never = {"attention_interval": 1, "guidance_interval": 1}
 
     depth = 2
@@ -194,13 +195,15 @@ class FasterCache(ReusePolicy[FasterState]):
         return False
 
     def schedule(self, run: Run) -> list[bool]:
-        """Steps in which both branches run and attention is computed."""
+        """Steps in which the branch runs (of a batch: both) and its attention is computed."""
         attention = self._computed(run) if run.sites_of(Part.ATTENTION) else [True] * run.num_steps
-        synthesized = self._synthesized(run) if self._guided(run) else [False] * run.num_steps
+        is_made = self._guided(run) and run.branch != Branch.COND
+        synthesized = self._synthesized(run) if is_made else [False] * run.num_steps
         return [computed and not made for computed, made in zip(attention, synthesized)]
 
     def num_cached(self, run: Run) -> int:
-        """Per attention, the last two values that will be carried on; those of a half batch are half of one."""
+        """The last two values per attention, as far as they will be carried on. The half of a guidance batch that runs alone
+        has two of its own, which count half."""
         alone = self._synthesized(run) if self._guided(run) else [False] * run.num_steps
         is_kept = [decision is _KEEP for decision in self._attention(run)]
         both = sum(kept and not one for kept, one in zip(is_kept, alone))

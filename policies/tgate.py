@@ -125,30 +125,31 @@ class TGate(ReusePolicy[TgateState]):
         return False if site.part is Part.MODEL else None
 
     def schedule(self, run: Run) -> list[bool]:
-        """Steps in which both branches run and everything in them is computed."""
+        """Steps in which the branch runs (of a batch: both) and everything in it is computed."""
         parts = {site.part for site in run.sites} - {Part.MODEL}
         plans = [self._computed(part, run) for part in parts]
-        last = self._gate(run) if self._drops(run) else run.num_steps
+        last = self._last(run)
         return [s < last and all(plan[s] for plan in plans) for s in range(run.num_steps)]
 
     def num_cached(self, run: Run) -> int:
-        """One value per site that is reused, and half of one where the half batch caches its own after the gate."""
-        total = 0.0
-        for part in (Part.ATTENTION, Part.CROSS_ATTENTION):
-            plan = _decisions(self._computed(part, run))
-            before, after = plan[: self._gate(run)], plan[self._gate(run) :]
-            apart = self._drops(run) and run.branch == Branch.JOINT
-            each = (_KEEP in before) + (_KEEP in after) / 2 if apart else float(_KEEP in plan)
-            total += each * len(run.sites_of(part))
+        """One value per site that is reused. The half of a guidance batch that runs alone after the gate has its own of the
+        self-attention that it computes and reuses, which count half."""
+        total, last = 0.0, self._last(run)
+        for site in run.sites_of(Part.ATTENTION, Part.CROSS_ATTENTION):
+            plan = _decisions(self._computed(site.part, run))
+            total += _KEEP in plan[:last]
+            if run.branch == Branch.JOINT:
+                total += (_KEEP in plan[last:]) / 2
         return int(total + 0.5)
 
     def _gate(self, run: Run) -> int:
         gate = self.option("gate_step", run)
         return max(int(gate * run.num_steps + 0.5), 1) if isinstance(gate, float) else gate
 
-    def _drops(self, run: Run) -> bool:
-        """Whether a branch is known to be dropped."""
-        return self.drop_branch and (run.branch != Branch.JOINT or run.facts.get("guided") is True)
+    def _last(self, run: Run) -> int:
+        """The step from which on the branch (of a batch: its unconditional half) is known not to run."""
+        is_there = run.branch == Branch.UNCOND or (run.branch == Branch.JOINT and run.facts.get("guided") is True)
+        return self._gate(run) if self.drop_branch and is_there else run.num_steps
 
     def _computed(self, part: Part, run: Run) -> list[bool]:
         gate = self._gate(run)

@@ -228,17 +228,22 @@ def test_batched_and_sequential_guidance_agree_where_the_conditional_half_comes_
     assert sequential.trace.decisions("model", "uncond") == "CCCSCSSSC"
 
 
-def test_declared_memory_is_what_was_held(opensora):
-    for policy in (POLICY, only_attention(), FasterCache(attention_interval=1, guidance_start=3)):
-        with session_on(opensora, policy) as session:
-            opensora(num_steps=9)
-        run = session._last.runs["joint"]
-        attention = 2 * 4 * 16 * 16 * 4  # two samples, four frames of 16 tokens, 16 channels of 4 bytes
-        part = 1 * 8 * 4 * 8 * 8 * 4  # half a prediction: 8 channels, 4 frames of 8 x 8
-        assert session.cache.peak_bytes == policy.num_cached(run) * attention + policy.num_kept(run) * part
-        assert policy.schedule(run) == [
-            all(d == 0 for s, d in zip(session.trace.step, session.trace.decision) if s == i) for i in range(9)
-        ]
+@pytest.mark.parametrize(
+    ("policy", "each"),
+    [(POLICY, 2.5), (only_attention(), 2), (FasterCache(attention_interval=1, guidance_start=3), 0)],
+)
+def test_declared_memory_is_what_was_held(opensora, policy, each):
+    """Values per attention: two of the batch, and one of the half that runs alone (of step 6), of half the size."""
+    with session_on(opensora, policy) as session:
+        opensora(num_steps=9)
+    run = session._last.runs["joint"]
+    attention = 2 * 4 * 16 * 16 * 4  # two samples, four frames of 16 tokens, 16 channels of 4 bytes
+    part = 8 * 4 * 8 * 8 * 4  # half a prediction: 8 channels, 4 frames of 8 x 8
+    assert policy.num_cached(run) == each * 6  # three spatial and three temporal blocks
+    assert session.cache.peak_bytes == policy.num_cached(run) * attention + policy.num_kept(run) * part
+    assert policy.schedule(run) == [
+        all(d == 0 for s, d in zip(session.trace.step, session.trace.decision) if s == i) for i in range(9)
+    ]
 
 
 def test_two_videos_in_one_session_equal_each_alone(opensora):

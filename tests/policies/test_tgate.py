@@ -226,7 +226,10 @@ def test_options_that_make_no_sense(options, message):
 
 def test_the_branch_of_a_run_says_whether_a_branch_is_dropped():
     sites = [ATTENTION, CROSS]
-    run = Run(5, list(range(5)), sites, Branch.COND)
-    assert TGate(gate_step=3).schedule(run) == [True, True, True, False, False]
+    for branch, fi_interval in ((Branch.COND, 9), (Branch.UNCOND, 1)):
+        run = Run(5, list(range(5)), sites, branch)
+        assert TGate(gate_step=3, fi_interval=fi_interval).schedule(run) == [True, True, True, False, False]
+    run = Run(5, list(range(5)), [ATTENTION], Branch.COND)
+    assert TGate(gate_step=3).schedule(run) == [True] * 5  # the conditional branch runs as ever
     only_attention = Run(5, list(range(5)), [ATTENTION], Branch.JOINT)
     assert TGate(gate_step=3).schedule(only_attention) == [True] * 5  # it is not known that this is guidance
