@@ -23,7 +23,17 @@ from toys import Loop, count_host_reads, tiny_transformer
 
 import fsframework.models  # fills the registries
 import fsframework.policies  # noqa: F401
-from fsframework.core import ADAPTERS, POLICIES, Part, ReuseEngine, ReuseWarning
+from fsframework.core import (
+    ADAPTERS,
+    POLICIES,
+    Forecast,
+    Part,
+    Recompute,
+    Reuse,
+    ReuseEngine,
+    ReusePolicy,
+    ReuseWarning,
+)
 from fsframework.policies import FullCompute
 
 pytestmark = pytest.mark.filterwarnings("ignore::fsframework.core.review.ReuseWarning")
@@ -402,3 +412,108 @@ def test_zero_reuse_is_a_warning_with_the_smallest_distance_and_the_threshold(na
 def test_the_tables_name_policies_that_there_are():
     assert {*STILL, *STILL_DIFFERS, *STRICTEST, *(name for name, _ in (*REFUSED, *ONE_BATCH_DIFFERS))} <= set(NAMES)
     assert FullCompute in [POLICIES[name] for name in NAMES]
+
+
+# The contracts can be broken: policies with one fault each.
+
+
+@dataclasses.dataclass(frozen=True)
+class Honest(ReusePolicy[Any]):
+    """Reuses every block in odd steps."""
+
+    paper, signal, deviations = "our own", "the step's number", "None."
+    never = {"on": False}
+
+    on: bool = True
+    """Whether to reuse at all."""
+
+    def decide(self, state: Any, call: Any, site: Any) -> Any:
+        return Reuse() if self.on and call.step.index % 2 else Recompute()
+
+    def schedule(self, run: Any) -> list[bool] | None:
+        return [not self.on or step % 2 == 0 for step in range(run.num_steps)]
+
+
+class ReusesAlthoughItIsSwitchedOff(Honest):
+    def decide(self, state: Any, call: Any, site: Any) -> Any:
+        return Reuse() if call.step.index == 5 else Recompute()
+
+
+class ReadsPastTheMeter(Honest):
+    def observe(self, state: Any, call: Any, site: Any, fresh: Any, cached: Any) -> None:
+        float(fresh[0].mean())
+
+
+class ReadsMoreThanItSays(Honest):
+    def begin_forward(self, state: Any, call: Any) -> None:
+        call.meter.fetch(call.input()[0].mean())
+
+    def schedule(self, run: Any) -> None:
+        return None
+
+
+class KeepsMoreThanItSays(Honest):
+    def observe(self, state: Any, call: Any, site: Any, fresh: Any, cached: Any) -> None:
+        call.keep("last", fresh)
+
+
+class CachesLessThanItSays(Honest):
+    def decide(self, state: Any, call: Any, site: Any) -> Any:
+        return Recompute(keep=False)
+
+
+class LeaksIntoTheNextVideo(Honest):
+    def decide(self, state: Any, call: Any, site: Any) -> Any:
+        seen.append(site)
+        return Reuse() if len(seen) > 40 and call.step.index % 2 else Recompute()
+
+
+class RestoresSomethingElse(Honest):
+    def decide(self, state: Any, call: Any, site: Any) -> Any:
+        return (
+            Forecast(lambda history, step: tuple(t.flip(-1) for t in history[-1].value))
+            if call.step.index == 3
+            else Recompute()
+        )
+
+
+class DependsOnTheBatch(Honest):
+    def decide(self, state: Any, call: Any, site: Any) -> Any:
+        return Reuse() if call.step.index % 2 and call.num_samples > 1 else Recompute()
+
+
+class DoesOtherThanItPlanned(Honest):
+    def decide(self, state: Any, call: Any, site: Any) -> Any:
+        return Reuse() if call.step.index in (3, 4) else Recompute()
+
+
+seen: list[Any] = []
+"""What `LeaksIntoTheNextVideo` has no business to remember."""
+
+
+def broken() -> list[Any]:
+    contracts = {
+        ReusesAlthoughItIsSwitchedOff: test_with_the_options_that_never_reuse_nothing_is_changed,
+        ReadsPastTheMeter: test_host_reads_are_those_the_policy_declares,
+        ReadsMoreThanItSays: test_host_reads_are_those_the_policy_declares,
+        KeepsMoreThanItSays: test_memory_is_what_the_policy_declares,
+        CachesLessThanItSays: test_memory_is_what_the_policy_declares,
+        LeaksIntoTheNextVideo: test_videos_in_one_session_equal_each_alone_also_with_other_steps_and_after_an_interrupt,
+        RestoresSomethingElse: test_where_nothing_changes_the_output_is_the_bare_models,
+        DependsOnTheBatch: test_one_batch_or_a_call_per_branch_is_all_the_same_to_a_schedule,
+        DoesOtherThanItPlanned: test_the_schedule_is_the_one_in_the_trace,
+    }
+    return [pytest.param(cls, contract, id=cls.__name__) for cls, contract in contracts.items()]
+
+
+@pytest.mark.parametrize(("cls", "contract"), broken())
+def test_a_policy_that_breaks_its_word_is_found_out(cls, contract, monkeypatch):
+    monkeypatch.setitem(POLICIES._entries, cls.__name__, cls)
+    with pytest.raises(AssertionError):
+        contract(cls.__name__, "latte")
+
+
+@pytest.mark.parametrize("contract", sorted({p.values[1] for p in broken()}, key=lambda f: f.__name__))
+def test_a_policy_that_keeps_its_word_is_not(contract, monkeypatch):
+    monkeypatch.setitem(POLICIES._entries, "honest", Honest)
+    contract("honest", "latte")
