@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fsframework.data.prompts import Clip
 from fsframework.data.video import load_frames, save_frames
 from fsframework.run.artifacts import digest, to_json, write_text
+from fsframework.run.costs import Costs, measure
 
 if TYPE_CHECKING:
     import torch
@@ -31,21 +31,22 @@ class Timed:
 
     video: Tensor
     """float32 [T, H, W, 3] in [0, 1], on the CPU."""
-    cpu_seconds: float
-    """Process CPU time, all threads: what counts on a CPU that others use too."""
-    wall_seconds: float
+    costs: Costs
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Process CPU time, all threads."""
+        return self.costs.cpu_seconds
+
+    @property
+    def wall_seconds(self) -> float:
+        """Wall time."""
+        return self.costs.wall_seconds
 
 
 def generate_timed(model: LoadedModel, clip: Clip, sampling: Mapping[str, Any], device: torch.device) -> Timed:
     """Generate one video; the clocks run from the call to the last pixel on the CPU, for every method alike."""
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    wall, cpu = time.perf_counter(), time.process_time()
-    video = model.generate(clip.prompt, clip.seed, **sampling)
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    return Timed(video, cpu, wall)
+    return Timed(*measure(lambda: model.generate(clip.prompt, clip.seed, **sampling), device))
 
 
 class ReferenceCache:
@@ -65,7 +66,7 @@ class ReferenceCache:
             return None
         try:
             video, seconds = load_frames(path)
-            return Timed(video, float(seconds["cpu_seconds"]), float(seconds["wall_seconds"]))
+            return Timed(video, Costs(float(seconds["cpu_seconds"]), float(seconds["wall_seconds"])))
         except (ValueError, KeyError):
             return None
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from fsframework.run.costs import COST_UNITS
 from fsframework.run.report_data import Measure, RunData, plain
 
 
@@ -44,14 +45,16 @@ OTHER = {
     "wall_seconds": Column("wall_seconds", "Wall time", ".2f", "of one video"),
     "reference_cpu_seconds": Column("reference_cpu_seconds", "Reference, process CPU time", ".2f", "of one video"),
     "reference_wall_seconds": Column("reference_wall_seconds", "Reference, wall time", ".2f", "of one video"),
+    "memory_bytes_peak": Column("memory_bytes_peak", "Peak memory", "bytes", "of one video, weights included"),
+    "memory_bytes_growth": Column("memory_bytes_growth", "Memory growth", "bytes", "peak beyond what was held before"),
+    "energy_joules": Column("energy_joules", "Energy", ".0f", "of one video, the whole card"),
     "digit": Column("digit", "Digit", "percent", "share of videos with the prompt's digit"),
     "motion": Column("motion", "Motion", "percent", "share of videos with the prompt's motion"),
     "ms_ssim": Column("ms_ssim", "MS-SSIM", ".4f", "multi-scale structural similarity with the reference"),
     "flicker": Column("flicker", "Flicker", ".3f", "frame-to-frame change relative to the reference's; 1 is equal"),
 }
 COSTS = ("speedup", "wall_speedup", "flops_speedup", "flops_saved", "reuse_fraction", "cache_bytes_peak",
-         "host_reads_per_step", "cpu_seconds", "wall_seconds", "reference_cpu_seconds",
-         "reference_wall_seconds")  # fmt: skip
+         "host_reads_per_step", *COST_UNITS, *(f"reference_{cost}" for cost in COST_UNITS))  # fmt: skip
 """What is not a quality metric."""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fsframework.metrics import Metric, aggregate, bootstrap, ratio
+from fsframework.run.costs import COST_UNITS
 
 Record = Mapping[str, Any]
 
@@ -29,12 +30,12 @@ def summarize(records: Sequence[Record], metrics: Sequence[Metric], device_type:
         ("reuse_fraction", "", "higher"),
         ("cache_bytes_peak", "bytes", "lower"),
         ("host_reads_per_step", "reads/step", "lower"),
-        ("cpu_seconds", "s", "lower"),
-        ("wall_seconds", "s", "lower"),
-        ("reference_cpu_seconds", "s", "lower"),
-        ("reference_wall_seconds", "s", "lower"),
     ):
         entries[name] = bootstrap(_column(records, name)).entry(unit, better)
+    for name in (*COST_UNITS, *(f"reference_{name}" for name in COST_UNITS)):
+        summary = bootstrap(_column(records, name))
+        if summary.n or name.endswith(("cpu_seconds", "wall_seconds")):  # those two clocks are everywhere
+            entries[name] = summary.entry(COST_UNITS[name.removeprefix("reference_")], "lower")
     known = [{key: value for key, value in r["metrics"].items() if value is not None} for r in records]
     entries.update(aggregate(metrics, known))
     notes = []
@@ -66,7 +67,8 @@ def _speedup(timed: Sequence[Record], clock: str) -> dict[str, Any]:
 
 
 def _column(records: Sequence[Record], name: str) -> list[float]:
-    return [math.nan if r[name] is None else float(r[name]) for r in records]
+    # .get: a record of an earlier release, in a run that was resumed, lacks costs that are measured now.
+    return [math.nan if r.get(name) is None else float(r[name]) for r in records]
 
 
 def table(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:

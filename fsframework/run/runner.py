@@ -17,6 +17,7 @@ from fsframework.data.prompts import Clip
 from fsframework.data.video import write_video
 from fsframework.run import artifacts, launch
 from fsframework.run.attach import reuse
+from fsframework.run.costs import COST_UNITS
 from fsframework.run.job import Job, prepare
 from fsframework.run.observe import sampling_errors
 from fsframework.run.progress import Progress, reuse_warnings_as_notes
@@ -236,10 +237,8 @@ def _measure(
         "seed": clip.seed,
         "file": file,
         "reference_file": reference_file,
-        "cpu_seconds": made.cpu_seconds,
-        "wall_seconds": made.wall_seconds,
-        "reference_cpu_seconds": reference.cpu_seconds if timed else None,
-        "reference_wall_seconds": reference.wall_seconds if timed else None,
+        **{name: getattr(made.costs, name) for name in COST_UNITS},
+        **{f"reference_{name}": getattr(reference.costs, name) if timed else None for name in COST_UNITS},
         **{name: summary[name] for name in _COSTS},
         "identical": bool((made.video == reference.video).all()),
         "metrics": metrics,
