@@ -29,10 +29,10 @@ def jumps_over_kept_outputs(policy, adapter):
     return policy.jumps and any(facts.kept_aside is True for facts in adapter.blocks)
 
 
-@pytest.fixture(params=["static", "foresight"])
+@pytest.fixture(params=[pytest.param("static", marks=pytest.mark.slow), "foresight"])
 def policy(request, adapter):
-    """One policy with a schedule and one without, for what the engine guarantees; test_policies.py is about all. Their
-    warmup is short enough for runs of a few steps."""
+    """One policy with a schedule and one without, for what the engine guarantees; test_policies.py is about all of them, on
+    the quick families. Their warmup is short enough for runs of a few steps."""
     policy = dataclasses.replace(POLICIES[request.param](), warmup=2)
     return dataclasses.replace(policy, storage="residual") if jumps_over_kept_outputs(policy, adapter) else policy
 
