@@ -153,7 +153,7 @@ class Fit:
     numbers: Mapping[str, float] = field(default_factory=dict)
     """How good it is: R^2, residuals, expected share of recomputed steps; printed and kept in the provenance."""
     curves: Sequence[Curve] = ()
-    """What to draw: those with the same labels in one panel."""
+    """What to draw: those with the same labels in one panel, those without labels in that of the curve before."""
 
 
 @dataclass(frozen=True)

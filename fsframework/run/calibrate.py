@@ -51,7 +51,9 @@ class Result:
     rollouts: Sequence[str]
     numbers: Mapping[str, float]
     recomputed_steps: int | None
-    """Steps that the policy, with the artifact and else its defaults, recomputes; None where it decides as it goes."""
+    """Steps in which the policy recomputes everything with the artifact; None where it decides as it goes."""
+    wanting: str | None
+    """What the policy says if the artifact alone is not enough for it."""
 
     def text(self) -> str:
         """What to print: the numbers, the files, and how to use them."""
@@ -62,9 +64,9 @@ class Result:
         width = max((len(name) for name in self.numbers), default=0)
         lines += [f"  {name.ljust(width)}  {value:.6g}" for name, value in self.numbers.items()]
         if self.recomputed_steps is not None:
-            lines.append(
-                f"  with it, and else the defaults, {self.recomputed_steps} of {self.num_steps} steps recompute"
-            )
+            lines.append(f"  with it everything is recomputed in {self.recomputed_steps} of {self.num_steps} steps")
+        if self.wanting is not None:
+            lines.append(f"note: the artifact alone is not enough: {self.wanting}")
         block = f"{{name: {self.policy}, {ARTIFACT}: {self.artifact}}}"
         lines += [
             f"picture:  {self.picture}",
@@ -139,7 +141,7 @@ def calibrate(config: RunConfig, model: LoadedModel | None = None) -> Result:
             )
         raise
     world.barrier()
-    result = _finish(job, progress) if world.is_first else _result(job, {}, None)
+    result = _finish(job, progress) if world.is_first else _result(job, {}, None, None)
     world.barrier()
     return result
 
@@ -299,10 +301,10 @@ def _finish(job: _Job, progress: Progress) -> Result:
     artifact.save(job.artifact)
     artifacts.write_text(job.artifact.with_suffix(".svg"), picture(fit, *_captions(job, numbers)))
     job.records.drop_latents()
-    return _result(job, numbers, _recomputed_steps(job))
+    return _result(job, numbers, *_rehearse(job))
 
 
-def _result(job: _Job, numbers: Mapping[str, float], recomputed_steps: int | None) -> Result:
+def _result(job: _Job, numbers: Mapping[str, float], recomputed_steps: int | None, wanting: str | None) -> Result:
     return Result(
         job.artifact,
         job.artifact.with_suffix(".svg"),
@@ -314,6 +316,7 @@ def _result(job: _Job, numbers: Mapping[str, float], recomputed_steps: int | Non
         list(job.rollouts),
         numbers,
         recomputed_steps,
+        wanting,
     )
 
 
@@ -389,13 +392,13 @@ def _captions(job: _Job, numbers: Mapping[str, float]) -> tuple[str, str]:
     return title, ", ".join(conditions + [f"{name} {value:.4g}" for name, value in numbers.items()])
 
 
-def _recomputed_steps(job: _Job) -> int | None:
-    """Steps to be recomputed under the artifact; it is started with the very run it was measured on.
-
-    Raises:
-        ValueError: the policy refuses its own artifact.
-    """
-    policy = type(job.plan.policy)(**{ARTIFACT: str(job.artifact)})
-    policy.start(job.run)
-    schedule = policy.schedule(job.run)
-    return None if schedule is None else sum(schedule)
+def _rehearse(job: _Job) -> tuple[int | None, str | None]:
+    """Start the policy with its artifact on the very run it was measured on: the steps in which it recomputes everything,
+    and what it says if it can not be started so."""
+    try:
+        policy = dataclasses.replace(job.plan.policy, **{ARTIFACT: str(job.artifact)})  # type: ignore[type-var]
+        policy.start(job.run)
+        schedule = policy.schedule(job.run)
+    except ValueError as error:
+        return None, str(error)
+    return None if schedule is None else sum(schedule), None

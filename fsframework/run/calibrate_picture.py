@@ -26,41 +26,43 @@ STYLE = """\
 <style>text{font:12px system-ui,sans-serif;fill:#333}.title{font-size:17px;font-weight:600;fill:#111}
 .tick{font-size:11px;fill:#666}.grid{stroke:#e4e4e4;fill:none}.axis{stroke:#999;fill:none}
 .line{fill:none;stroke-width:1.8;stroke-linejoin:round}.dots{fill:none;stroke-width:3.2;stroke-linecap:round;
-stroke-opacity:.45}</style>"""
+stroke-opacity:.6}</style>"""
 
 
 def picture(fit: Fit, title: str, subtitle: str) -> str:
     """The SVG's text. Without curves it holds the head only."""
     panels: dict[tuple[str, str], list[Curve]] = {}
+    labels = ("", "")
     for curve in fit.curves:
-        panels.setdefault((curve.x_label, curve.y_label), []).append(curve)
-    drawn = [_panel(x_label, y_label, curves) for (x_label, y_label), curves in panels.items()]
-    columns = min(2, max(1, len(drawn)))
-    width = max(columns * WIDTH, 2 * WIDTH)
-    lines = _wrapped(subtitle, width // 6)
+        labels = (curve.x_label, curve.y_label) if curve.x_label or curve.y_label else labels
+        panels.setdefault(labels, []).append(curve)
+    columns = min(2, max(1, len(panels)))
+    width = 2 * WIDTH
+    drawn = [_panel(*labels, curves, width // columns) for labels, curves in panels.items()]
+    lines = _wrapped(subtitle, width // 7)
     top = HEAD + LEGEND_LINE * (len(lines) - 1)
     out = [f'<rect width="{width}" height="100%" fill="#fff"/>', STYLE, text(16, 26, title, "title", "start")]
     out += [text(16, 46 + LEGEND_LINE * i, line, "", "start") for i, line in enumerate(lines)]
     for row in range(0, len(drawn), columns):
         for column, (content, _) in enumerate(drawn[row : row + columns]):
-            out.append(f'<g transform="translate({column * WIDTH} {top})">{content}</g>')
+            out.append(f'<g transform="translate({column * width // columns} {top})">{content}</g>')
         top += max(height for _, height in drawn[row : row + columns])
     extra = f'xmlns="http://www.w3.org/2000/svg" width="{width}" height="{top}"'
     return svg(out, width, top, "calibration", title, extra) + "\n"
 
 
-def _panel(x_label: str, y_label: str, curves: Sequence[Curve]) -> tuple[str, int]:
+def _panel(x_label: str, y_label: str, curves: Sequence[Curve], width: int) -> tuple[str, int]:
     """(content, height) of one panel."""
     points = [_finite(curve) for curve in curves]
-    across, up = _Axis([x for c in points for x, _ in c], LEFT, WIDTH - RIGHT), None
+    across = _Axis([x for c in points for x, _ in c], LEFT, width - RIGHT)
     up = _Axis([y for c in points for _, y in c], HEIGHT - BOTTOM, TOP)
     out = []
     for value in up.ticks:
-        out.append(path(f"M{LEFT} {up.at(value):.1f}H{WIDTH - RIGHT}", "grid"))
+        out.append(path(f"M{LEFT} {up.at(value):.1f}H{width - RIGHT}", "grid"))
         out.append(text(LEFT - 6, up.at(value) + 4, up.label(value), anchor="end"))
     out += [text(across.at(value), HEIGHT - BOTTOM + 16, across.label(value)) for value in across.ticks]
-    out.append(path(f"M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}", "axis"))
-    out.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - BOTTOM + 34, x_label, ""))
+    out.append(path(f"M{LEFT} {HEIGHT - BOTTOM}H{width - RIGHT}", "axis"))
+    out.append(text((LEFT + width - RIGHT) / 2, HEIGHT - BOTTOM + 34, x_label, ""))
     out.append(text(14, (HEIGHT - BOTTOM + TOP) / 2, y_label, "", turned=True))
     colours = [_colour(i, len(curves)) for i in range(len(curves))]
     for curve, found, colour in sorted(

@@ -128,6 +128,9 @@ def test_the_artifact_says_what_was_measured_on_which_run_and_from_what(finished
     assert ElementTree.fromstring(result.picture.read_text()).tag.endswith("svg")
     assert f"policy: {{name: ramp, artifact: {result.artifact}}}" in result.text()
     assert "mean_change" in result.text()
+    changes = artifact.values["changes"]
+    assert result.recomputed_steps == 1 + sum(change > 0.1 for change in changes[1:])
+    assert result.wanting is None
 
 
 def test_the_records_are_of_the_right_rollout_and_clip(finished):
@@ -318,6 +321,7 @@ def test_curves_with_the_same_labels_share_a_panel_and_what_is_not_finite_is_lef
     curves = [
         Curve("a", [0, 1, 2], [1.0, float("nan"), 3.0], "step", "change"),
         Curve("b", [0, 1, 2], [2.0, 2.0, 2.0], "step", "change"),
+        Curve("c, without labels of its own", [0, 1], [0.0, 1.0]),
         Curve("cloud", [1e-4, 1.0], [5, 5], "x", "y", is_line=False),
         Curve("empty", [], [], "x2", "y2"),
     ]
@@ -327,7 +331,7 @@ def test_curves_with_the_same_labels_share_a_panel_and_what_is_not_finite_is_lef
     assert len(root.findall(f"{space}g")) == 3
     assert "nan" not in text
     lines = [p.get("d") for p in root.iter(f"{space}path") if p.get("class") == "line"]
-    assert [d.count("L") for d in lines] == [1, 2]
+    assert [d.count("L") for d in lines] == [1, 2, 1]
     assert "10⁻⁴" in text  # a logarithmic axis
 
 
@@ -337,6 +341,23 @@ def test_of_many_curves_in_a_panel_the_first_and_the_last_are_named():
     assert "block 0  (one of 56" in text
     assert "block 55" in text
     assert "block 7 " not in text
+
+
+def test_what_the_policy_wants_besides_the_artifact_is_said(options, finished, loaded_model, monkeypatch):
+    original = module.make_plan
+
+    def make_plan(config):
+        plan = original(config)
+
+        def start(self, run):
+            raise ValueError("ramp: set threshold yourself.")
+
+        monkeypatch.setattr(type(plan.policy), "start", start)
+        return plan
+
+    monkeypatch.setattr(module, "make_plan", make_plan)
+    text = calibrate(load_config(None, options), loaded_model).text()
+    assert "note: the artifact alone is not enough: ramp: set threshold yourself." in text
 
 
 @pytest.fixture
