@@ -65,3 +65,18 @@ def test_a_half_run_alone_reads_its_part_of_the_joint_batch():
     cache.put("cond", SITE, 2, value(7.0))
     assert cache.last("cond", SITE).value[0].mean() == 7.0
     assert cache.last("uncond", SITE).step == 1
+
+
+def test_values_and_kept_tensors_are_counted_at_the_fullest_per_branch():
+    cache = ReuseCache(depth=2)
+    for step in range(3):
+        cache.put("cond", SITE, step, value(1.0))
+    cache.put("cond", OTHER, 0, value(1.0))
+    cache.keep("cond", "signal", 0, (*value(1.0), *value(2.0)))
+    cache.keep("cond", "signal", 1, (*value(1.0), *value(2.0)))
+    cache.put("uncond", SITE, 0, value(1.0))
+    assert cache.peak_counts() == {"cond": (3, 2), "uncond": (1, 0)}
+    cache.drop("cond")
+    cache.put("cond", SITE, 4, value(1.0))
+    cache.clear()
+    assert cache.peak_counts() == {"cond": (3, 2), "uncond": (1, 0)}
