@@ -3,14 +3,14 @@
     python experiments/policy_comparison/compare.py [--out FOLDER]
 
 Per clip, a method's quality at a fraction is read off the straight line between its own two settings around that
-fraction (PSNR in dB and speedup; SSIM and adherence likewise); a clip whose settings do not reach the fraction is left
-out, and n says how many remain. Intervals are 95 % bootstrap over clips, PSNR pools squared errors.
+fraction (PSNR in dB and seconds; SSIM and adherence likewise); the settings are tuned to lie near. A clip whose settings
+end more than 0.05 from the fraction is left out, and n says how many remain. Intervals are 95 % bootstrap over clips, PSNR
+pools squared errors.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 from collections import defaultdict
@@ -29,6 +29,8 @@ from fsframework.run.report_svg import path, text, ticks
 FRACTIONS = (0.75, 0.5, 0.33)
 MOST_DB = 90.0
 """PSNR of identical clips, so that a line can be drawn to them."""
+REACH = 0.05
+"""How far beyond its own settings a method's line is followed to a fraction."""
 FEWEST = 12
 """Clips a method must reach a fraction with to be compared there."""
 
@@ -60,16 +62,21 @@ def at_fraction(records: Sequence[dict[str, Any]], fraction: float) -> At | None
     """A method's numbers at a fraction, None where too few clips reach it."""
     found: dict[str, dict[int, float]] = {key: {} for key in ("psnr", "ssim", "adherence", "speedup")}
     for clip in sorted({r["clip"] for r in records}):
-        line = sorted((r["fraction"], i, r) for i, r in enumerate(records) if r["clip"] == clip)
-        for (low, _, a), (high, _, b) in itertools.pairwise(line):
-            if low <= fraction <= high and high > low:
-                share = (fraction - low) / (high - low)
-                for key in found:
-                    # Speedups are read off in 1 / speedup: time is what is a straight line in compute.
-                    values = (1 / a[key], 1 / b[key]) if key == "speedup" else (a[key], b[key])
-                    value = values[0] + share * (values[1] - values[0])
-                    found[key][clip] = 1 / value if key == "speedup" else value
-                break
+        line = sorted(((r["fraction"], i, r) for i, r in enumerate(records) if r["clip"] == clip), key=lambda e: e[:2])
+        distinct = [entry for k, entry in enumerate(line) if k == 0 or entry[0] > line[k - 1][0] + 1e-6]
+        if len(distinct) < 2:
+            continue
+        # The pair of settings around the fraction; at the ends of the line the last pair, if it ends close by.
+        k = min(max(sum(entry[0] <= fraction for entry in distinct), 1), len(distinct) - 1)
+        (low, _, a), (high, _, b) = distinct[k - 1], distinct[k]
+        if not low - REACH <= fraction <= high + REACH:
+            continue
+        share = (fraction - low) / (high - low)
+        for key in found:
+            # Speedups are read off in 1 / speedup: time is what is a straight line in compute.
+            values = (1 / a[key], 1 / b[key]) if key == "speedup" else (a[key], b[key])
+            value = values[0] + share * (values[1] - values[0])
+            found[key][clip] = 1 / value if key == "speedup" else value
     if len(found["psnr"]) < FEWEST:
         return None
     psnr = METRICS["psnr"]().aggregate(list(found["psnr"].values()))

@@ -7,7 +7,7 @@ from typing import Any
 
 from sweep import Ladder
 
-SLOW, FAST = (0.80, 0.62), (0.42, 0.29)
+SLOW, FAST = (0.75,), (0.5, 0.33)
 """Targets of methods whose cycle of two steps can not save more than half."""
 
 
@@ -46,7 +46,7 @@ STATIC = (
             {"interval": 3, "reuse_steps": 1},
             {"interval": 2},
             {"interval": 3},
-            {"interval": 5},
+            {"interval": 6},
         ),
     ),
 )

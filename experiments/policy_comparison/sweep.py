@@ -23,10 +23,12 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 RUNS = Path("runs/policy_comparison")
 NUM_STEPS = 30
-TARGETS = (0.80, 0.60, 0.42, 0.29)
-"""Shares of full compute that a policy is tuned to; 0.75, 0.5 and 0.33, where policies are compared, lie between."""
-TUNING_CLIPS = 2
-FULL_EVERY = 6
+TARGETS = (0.75, 0.5, 0.33)
+"""Shares of full compute at which policies are compared, and to which each is tuned."""
+TUNING_CLIPS = 1
+EVALUATIONS = 6
+"""Values of a knob that are tried per target."""
+FULL_EVERY = 10
 """Settings between two runs of full compute, the time that speedups are taken from."""
 
 
@@ -121,19 +123,27 @@ def tune(bench: Bench, ladder: Ladder) -> Iterator[tuple[dict[str, Any], float]]
         return
     done = set()
     for target in ladder.targets:
-        low, high = map(math.log, ladder.between)
-        for _ in range(7):
-            middle = (low + high) / 2
-            value = float(f"{math.exp(middle):.3g}")
-            found = fraction(value)
-            if abs(found - target) < 0.015:
+        for _ in range(EVALUATIONS):
+            value = _between(ladder, known, target)
+            if abs(fraction(value) - target) < 0.02:
                 break
-            # Towards more reuse, the second end, while there is too much compute.
-            low, high = (middle, high) if found > target else (low, middle)
         best = min(known, key=lambda key: abs(known[key] - target))
         if best not in done:
             done.add(best)
             yield block(ladder, bench.name, json.loads(best)), known[best]
+
+
+def _between(ladder: Ladder, known: Mapping[str, float], target: float) -> float:
+    """The next value to try: in the middle, on a logarithmic scale, of the closest known ones around the target."""
+    little, much = map(math.log, ladder.between)
+    sign = 1 if much > little else -1  # in which direction the knob reuses more
+    for key, found in known.items():
+        at = math.log(json.loads(key))
+        if found > target:
+            little = max(little, at, key=lambda v: sign * v)
+        else:
+            much = min(much, at, key=lambda v: sign * v)
+    return float(f"{math.exp((little + much) / 2):.3g}")
 
 
 def run_tune(bench: Bench, names: list[str]) -> None:
