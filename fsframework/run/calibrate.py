@@ -59,7 +59,7 @@ class Result:
         """What to print: the numbers, the files, and how to use them."""
         rollouts = self.rollouts[0] if len(self.rollouts) == 1 else f"{len(self.rollouts)} rollouts"
         lines = [
-            f"{self.policy} calibrated on {self.model}: {self.num_clips} clips of {self.num_steps} steps, {rollouts}"
+            f"{self.policy} calibrated on {self.model}: {_clips(self.num_clips)} of {self.num_steps} steps, {rollouts}"
         ]
         width = max((len(name) for name in self.numbers), default=0)
         lines += [f"  {name.ljust(width)}  {value:.6g}" for name, value in self.numbers.items()]
@@ -381,11 +381,15 @@ def _provenance(job: _Job, numbers: Mapping[str, float], notes: Sequence[str]) -
     return plain
 
 
+def _clips(count: int) -> str:
+    return f"{count} clip{'' if count == 1 else 's'}"
+
+
 def _captions(job: _Job, numbers: Mapping[str, float]) -> tuple[str, str]:
     """Title and second line of the picture."""
     size = "x".join(str(job.sampling[key]) for key in ("num_frames", "height", "width") if job.sampling.get(key))
     title = f"{job.plan.policy_name} on {job.model.name}"
-    conditions = [f"{len(job.plan.clips)} clips", f"{job.run.num_steps} steps", *([size] if size else [])]
+    conditions = [_clips(len(job.plan.clips)), f"{job.run.num_steps} steps", *([size] if size else [])]
     guidance = job.sampling.get("guidance_scale")
     if guidance is not None:
         conditions.append(f"guidance {guidance:g}")
