@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fsframework.core import POLICIES, Call, Decision, Recompute, Reuse, ReusePolicy, Run, Site
-from fsframework.core.schedule import check_every
+from fsframework.core.schedule import check_every, count_of
 
 
 @dataclass
@@ -78,7 +78,7 @@ class BlockDance(ReusePolicy[DanceState]):
             ValueError: the model has fewer blocks.
         """
         total = len(run.sites)
-        count = max(int(self.blocks * total + 0.5), 1) if isinstance(self.blocks, float) else self.blocks
+        count = max(count_of(self.blocks, total), 1)
         if count > total:
             raise ValueError(f"blockdance: blocks={self.blocks}, but this model has {total} blocks")
         return DanceState(run.sites[count - 1], [not full for full in self.schedule(run)])
@@ -93,17 +93,12 @@ class BlockDance(ReusePolicy[DanceState]):
 
     def schedule(self, run: Run) -> list[bool]:
         """Every step outside the window, and the first of each group inside."""
-        start, stop = (_step(value, run.num_steps) for value in (self.window_start, self.window_stop))
+        start, stop = (count_of(value, run.num_steps) for value in (self.window_start, self.window_stop))
         return [not start <= s < stop or (s - start) % self.interval == 0 for s in range(run.num_steps)]
 
     def num_cached(self, run: Run) -> int:
         """The output of block i, if it is ever reused."""
         return int(not all(self.schedule(run)))
-
-
-def _step(value: float | int, num_steps: int) -> int:
-    """A step; of a fraction, rounded half up."""
-    return int(value * num_steps + 0.5) if isinstance(value, float) else value
 
 
 _KEEP, _DISCARD = Recompute(), Recompute(keep=False)

@@ -12,6 +12,7 @@ from torch import Tensor
 from fsframework.core import POLICIES, Call, Decision, Entry, Part, Recompute, Reuse, ReusePolicy, Run, Site, State
 from fsframework.core.distance import relative_l1
 from fsframework.core.policy import Storage
+from fsframework.core.schedule import count_of
 
 
 @dataclass
@@ -99,7 +100,7 @@ class BWCache(ReusePolicy[BWCacheState]):
         """A cold state; R in steps."""
         steps = self.reuse_steps
         if isinstance(steps, float):
-            steps = max(1, int(steps * run.num_steps + 0.5))
+            steps = max(1, count_of(steps, run.num_steps))
         return BWCacheState(steps, len(run.sites_of(Part.BLOCK)))
 
     def begin_forward(self, state: BWCacheState, call: Call) -> None:

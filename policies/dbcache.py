@@ -23,7 +23,7 @@ from fsframework.core import (
 )
 from fsframework.core.distance import relative_l1
 from fsframework.core.forecast import forecast
-from fsframework.core.schedule import warmup_steps
+from fsframework.core.schedule import count_of, warmup_steps
 
 
 @dataclass
@@ -134,7 +134,7 @@ class DBCache(ReusePolicy[DBCacheState]):
 
     def spans(self, num_blocks: int) -> Sequence[tuple[int, int]]:
         """The first blocks and the middle; nobody asks about the last."""
-        first, last = max(_count(self.first_blocks, num_blocks), 1), _count(self.last_blocks, num_blocks)
+        first, last = max(count_of(self.first_blocks, num_blocks), 1), count_of(self.last_blocks, num_blocks)
         if first + last >= num_blocks:
             raise ValueError(
                 f"dbcache: first_blocks={self.first_blocks} and last_blocks={self.last_blocks} are {first} + {last} blocks "
@@ -200,10 +200,6 @@ class DBCache(ReusePolicy[DBCacheState]):
     def depth_of(self, site: Site) -> int:
         """Forecasts of the middle need the last `order + 1` computed steps."""
         return self.order + 1 if site.start > 0 and self.calibrator == "taylorseer" else 1
-
-
-def _count(blocks: float | int, num_blocks: int) -> int:
-    return int(blocks * num_blocks + 0.5) if isinstance(blocks, float) else blocks
 
 
 _RECOMPUTE, _REUSE = Recompute(), Reuse()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from fsframework.core import POLICIES, Call, Decision, Entry, Recompute, Reuse, ReusePolicy, Run, Site, State
 from fsframework.core.distance import relative_l1
-from fsframework.core.schedule import warmup_steps
+from fsframework.core.schedule import count_of, warmup_steps
 
 
 @dataclass
@@ -144,7 +144,7 @@ class DBPrune(ReusePolicy[DBPruneState]):
 
     def _tested(self, run: Run) -> frozenset[int]:
         n = len(run.sites)
-        first, last = _count(self.first_blocks, n), _count(self.last_blocks, n)
+        first, last = count_of(self.first_blocks, n), count_of(self.last_blocks, n)
         return frozenset(range(first, n - last)) - frozenset(self.never_blocks)
 
     def _threshold(self, distances: list[float]) -> float:
@@ -153,10 +153,6 @@ class DBPrune(ReusePolicy[DBPruneState]):
         relaxed = self.relax * sum(distances) / len(distances)
         most = 2 * self.threshold if self.max_threshold is None else self.max_threshold
         return max(relaxed, self.threshold) if relaxed < most else self.threshold
-
-
-def _count(blocks: float | int, num_blocks: int) -> int:
-    return int(blocks * num_blocks + 0.5) if isinstance(blocks, float) else blocks
 
 
 NUM_DISTANCES = 5

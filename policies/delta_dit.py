@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fsframework.core import POLICIES, Call, Decision, Part, Recompute, Reuse, ReusePolicy, Run, Site
 from fsframework.core.policy import Storage
-from fsframework.core.schedule import check_every
+from fsframework.core.schedule import check_every, count_of
 
 
 @dataclass
@@ -65,7 +65,7 @@ class DeltaDiT(ReusePolicy[DeltaState]):
     def spans(self, num_blocks: int) -> Sequence[tuple[int, int]]:
         """The front and the rear span."""
         asked = self.num_blocks
-        length = max(int(asked * num_blocks + 0.5), 1) if isinstance(asked, float) else asked
+        length = max(count_of(asked, num_blocks), 1)
         length = min(length, num_blocks // 2) if isinstance(asked, float) else length  # 0.5 of 5 rounds to 3
         if not 1 <= length <= num_blocks // 2:
             raise ValueError(
@@ -106,7 +106,7 @@ class DeltaDiT(ReusePolicy[DeltaState]):
     def _reused_span(self, run: Run) -> list[int | None]:
         """Per step, which span is reused; None at full steps."""
         asked = self.boundary
-        boundary = int(asked * run.num_steps + 0.5) if isinstance(asked, float) else asked
+        boundary = count_of(asked, run.num_steps)
         return [None if s % self.interval == 0 else _REAR if s < boundary else _FRONT for s in range(run.num_steps)]
 
 

@@ -25,7 +25,7 @@ from fsframework.core import (
     Synthesize,
 )
 from fsframework.core.forecast import carry_on_forecast
-from fsframework.core.schedule import check_every
+from fsframework.core.schedule import check_every, count_of
 
 
 @dataclass
@@ -223,7 +223,7 @@ class FasterCache(ReusePolicy[FasterState]):
 
     def _step(self, name: str, run: Run) -> int:
         value = self.option(name, run)
-        return int(value * run.num_steps + 0.5) if isinstance(value, float) else value
+        return count_of(value, run.num_steps)
 
     def _synthesized(self, run: Run) -> list[bool]:
         """Per step, whether only the conditional branch is to run. Never the first step, nor where there is no guidance."""

@@ -21,7 +21,7 @@ from fsframework.core import (
     State,
     Synthesize,
 )
-from fsframework.core.schedule import check_every
+from fsframework.core.schedule import check_every, count_of
 
 
 @dataclass
@@ -144,7 +144,7 @@ class TGate(ReusePolicy[TgateState]):
 
     def _gate(self, run: Run) -> int:
         gate = self.option("gate_step", run)
-        return max(int(gate * run.num_steps + 0.5), 1) if isinstance(gate, float) else gate
+        return max(count_of(gate, run.num_steps), 1)
 
     def _last(self, run: Run) -> int:
         """The step from which on the branch (of a batch: its unconditional half) is known not to run."""

@@ -42,6 +42,8 @@ class Forecast:
     """
 
     fn: Callable[[Sequence[Entry], Step], State]
+    through: Site | None = None
+    """A jump, as of `Reuse`, at whose end the forecast of the output of `through`, from its history, is put in place."""
 
 
 @dataclass(frozen=True)

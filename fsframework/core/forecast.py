@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -19,14 +18,6 @@ Spacing = Literal["step", "timestep"]
 """What a forecast takes as the abscissa: the step's index, or the scheduler's timestep."""
 
 
-@dataclass(frozen=True)
-class ForecastJump(Forecast):
-    """Like `Reuse(through=...)`, with a forecast: everything from this block up to and including block site `through` is
-    passed over, and `fn` of the history of `through` is put in place as its *output*. Legal where that jump is."""
-
-    through: Site
-
-
 def forecast(
     run: Run, order: int = 1, spacing: Spacing = "step", damping: float = 1.0, through: Site | None = None
 ) -> Forecast:
@@ -39,7 +30,7 @@ def forecast(
         through: a later block: pass over everything up to it and put the forecast of its output in place.
     """
     fn = partial(extrapolate, order=order, times=times_of(run, spacing), damping=damping)
-    return Forecast(fn) if through is None else ForecastJump(fn, through)
+    return Forecast(fn, through)
 
 
 def times_of(run: Run, spacing: Spacing) -> Sequence[float] | None:

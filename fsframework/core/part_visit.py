@@ -112,11 +112,13 @@ def _as_output(value: State) -> Any:
 
 
 def _gated(value: State, gates: Gates) -> State:
-    return value if gates is None else tuple(v if g is None else g * v for v, g in zip(value, gates))
+    return value if gates is None else tuple(v if g is None else g * v for v, g in zip(value, gates, strict=True))
 
 
 def _ungated(value: State, gates: Gates) -> State:
     """What the sub-module must return so that the block's gates give `value`: exact up to rounding, 0 where a gate is."""
     if gates is None:
         return value
-    return tuple(v if g is None else torch.where(g == 0, torch.zeros_like(v), v / g) for v, g in zip(value, gates))
+    return tuple(
+        v if g is None else torch.where(g == 0, torch.zeros_like(v), v / g) for v, g in zip(value, gates, strict=True)
+    )

@@ -17,7 +17,7 @@ def warmup_steps(warmup: float | int, num_steps: int, minimum: int, owner: str) 
             f"{owner}: warmup={warmup} as a float is a fraction of the steps, 0.0 to 1.0; for a number of steps write "
             f"an integer (warmup={warmup:.0f})"
         )
-    steps = max(int(warmup * num_steps + 0.5), minimum) if isinstance(warmup, float) else int(warmup)
+    steps = max(count_of(warmup, num_steps), minimum) if isinstance(warmup, float) else int(warmup)
     if steps < minimum:
         raise ValueError(
             f"{owner} needs a warmup of at least {minimum} steps; warmup={warmup} of {num_steps} steps gives {steps}. "
@@ -29,6 +29,11 @@ def warmup_steps(warmup: float | int, num_steps: int, minimum: int, owner: str) 
             f"could be reused. Lower policy.warmup or raise the number of steps."
         )
     return steps
+
+
+def count_of(value: float | int, total: int) -> int:
+    """A number of steps, blocks or tokens: a float is a fraction of `total`, rounded half up; an int is the number."""
+    return int(value * total + 0.5) if isinstance(value, float) else value
 
 
 def is_reuse_step(step: int, warmup: int, every: int, phase: int = 0, reuse_steps: int | None = None) -> bool:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from fsframework.core.cache import Entry
 from fsframework.core.decision import RECOMPUTE as DO_RECOMPUTE
 from fsframework.core.decision import Blend, Decision, Forecast, Partial, Recompute, Reuse
-from fsframework.core.forecast import ForecastJump
 from fsframework.core.keys import BlockKey, PartKey
 from fsframework.core.meter import Meter
 from fsframework.core.part_visit import video_tokens_at, visit_part
@@ -102,6 +101,11 @@ class ForwardRecord:
         block: dict[str, Any] = {}
         if self._at is not None:
             key, args, kwargs = self._at
+            if name in adapter.block_probes and key.index > 0:
+                raise ValueError(
+                    f"the probe {name!r} is about the first block's arguments and can not be asked at {key.site}; ask it "
+                    f"at the trunk, or at the first block"
+                )
             block = {**dict(zip(self.engine.block_positions(key.index), args)), **kwargs}
         return adapter.probe(name, self.engine.bound.transformer, self.arguments, block)
 
@@ -426,4 +430,4 @@ class ForwardRecord:
 
 def _through(decision: Decision) -> Site | None:
     """The block that a decision jumps to, if any."""
-    return decision.through if isinstance(decision, (Reuse, ForecastJump)) else None
+    return decision.through if isinstance(decision, (Reuse, Forecast)) else None
