@@ -42,16 +42,10 @@ class DenoiserStageConfig:
     """"all", or "temporal": only the parameters that single images do not train."""
     timestep_power: float = 1.0
     """Timesteps are 1000 * u ** power with u uniform; below 1 draws them towards high noise."""
-    words_only: bool = False
-    """Take the layers of the text encoder out of action: every word is then encoded by itself, so that a digit looks the
-    same to the transformer whatever motion stands beside it."""
     caption_dropout: float = 0.1
     """Share of the clips whose caption is replaced by the empty prompt, the unconditional branch."""
     partial_captions: float = 0.0
     """Share of the clips whose caption lacks the digit or the motion, so that the two are learned apart."""
-    held_out_clips: bool = False
-    """Also show clips of the held-out pairs of digit and motion, without ever saying both: their captions lack the digit
-    or the motion, or are empty."""
     warmup_steps: int = 50
     decay_fraction: float = 0.0
     """Share of the steps, at the end, over which the learning rate falls linearly to 0."""
@@ -83,13 +77,6 @@ def partial_captions(captions: list[str], rng: np.random.Generator, share: float
         digit_only, motion_only = " ".join(words[:4]), " ".join(words[:1] + words[2:])
         changed.append(digit_only if draw < share / 2 else motion_only if draw < share else caption)
     return changed
-
-
-def without_held_out(captions: list[str], rng: np.random.Generator) -> list[str]:
-    """Captions of which those of held-out pairs lose the digit or the motion, half of each."""
-    held_out = {bouncing_digits.caption(*pair) for pair in bouncing_digits.HELD_OUT_PAIRS}
-    partial = partial_captions(captions, rng, 1.0)
-    return [less if caption in held_out else caption for caption, less in zip(captions, partial)]
 
 
 class DenoiserStage(StageModule):
@@ -156,14 +143,11 @@ class DenoiserStage(StageModule):
         num_clips, num_frames = self.config.batch_clips, self.config.num_frames
         if self.config.image_share > 0 and rng.random() < self.config.image_share:
             num_clips, num_frames = self.config.image_clips, self.config.image_frames
-        pairs = bouncing_digits.all_pairs() if self.config.held_out_clips else None
-        plan = bouncing_digits.sample_plan(rng, num_clips, pairs=pairs, num_frames=num_frames)
+        plan = bouncing_digits.sample_plan(rng, num_clips, num_frames=num_frames)
         dropped_B = rng.random(len(plan.digits_N)) < self.config.caption_dropout
         captions = plan.captions()
         if self.config.partial_captions > 0:
             captions = partial_captions(captions, rng, self.config.partial_captions)
-        if self.config.held_out_clips:
-            captions = without_held_out(captions, rng)
         prompts = ["" if dropped else text for dropped, text in zip(dropped_B, captions)]
         denoiser: Any = self.networks
         return denoiser.clip_latents(look_up(plan, self._frozen["latents"])), prompts

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fsframework.data import bouncing_digits
@@ -72,17 +71,6 @@ def build_text_encoder(config: TextConfig, vocabulary_size: int) -> Any:
             eos_token_id=1,
         )
     )
-
-
-@torch.no_grad()
-def silence_layers(text_encoder: Any) -> None:
-    """Zero what attention and feed-forward add to a T5 encoder, for good: its output is then the normalised embedding of
-    each word by itself, and only the table of words and the last norm are trained on."""
-    encoder = text_encoder.encoder
-    encoder.block.requires_grad_(False)
-    for block in encoder.block:
-        block.layer[0].SelfAttention.o.weight.zero_()
-        block.layer[-1].DenseReluDense.wo.weight.zero_()
 
 
 def tokenize(tokenizer: Any, prompts: list[str], num_tokens: int) -> tuple[Tensor, Tensor]:

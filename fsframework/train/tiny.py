@@ -141,15 +141,12 @@ def train_denoiser(config: TinyConfig, directory: Path, autoencoder: Any, latent
     import torch
 
     from fsframework.train.diffusion import DenoiserStage
-    from fsframework.train.text import silence_layers
 
     denoiser = build_denoiser(config)
     denoiser.prepare(latents)
     for stage in config.stages:
         finished = directory / f"{stage.name}.pt"
         if not finished.exists():
-            if stage.words_only:
-                silence_layers(denoiser.text_encoder)
             module = DenoiserStage(
                 denoiser,
                 stage,

@@ -250,35 +250,3 @@ def test_export_only_without_weights_says_so(tmp_path):
     config.stages = [DenoiserStageConfig(name="images")]
     with pytest.raises(ValueError, match=r"no weights of the stages \['images'\]"):
         newest_denoiser(config, tmp_path)
-
-
-def test_clips_of_held_out_pairs_never_come_with_both_words():
-    from fsframework.train.diffusion import without_held_out
-
-    held_out = [digits.caption(*pair) for pair in digits.HELD_OUT_PAIRS]
-    captions = held_out * 50 + ["digit 6 is moving up and down"]
-    changed = without_held_out(captions, np.random.default_rng(0))
-    assert changed[-1] == "digit 6 is moving up and down"
-    assert not set(changed) & set(held_out)
-    assert set(changed[:-1]) == {
-        "digit 2 is moving", "digit 5 is moving", "digit 9 is moving", "digit is moving up and down",
-        "digit is moving left and right",
-    }  # fmt: skip
-
-
-def test_a_silenced_text_encoder_says_the_same_of_a_word_whatever_stands_beside_it():
-    from fsframework.train.text import TextConfig, build_text_encoder, build_tokenizer, silence_layers, tokenize
-
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer(max_tokens=8)
-    encoder = build_text_encoder(TextConfig(), len(tokenizer))
-    ids, _ = tokenize(tokenizer, ["digit 2 is moving up and down", "digit 2 is moving left and right"], 8)
-    with torch.no_grad():
-        assert not torch.allclose(*encoder(ids)[0][:, 1])
-        silence_layers(encoder)
-        up, left = encoder(ids)[0]
-    assert torch.equal(up[1], left[1])  # "2"
-    assert not torch.allclose(up[4], left[4])  # "up" and "left"
-    assert [name for name, p in encoder.named_parameters() if p.requires_grad] == [
-        "shared.weight", "encoder.final_layer_norm.weight",
-    ]  # fmt: skip
