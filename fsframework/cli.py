@@ -33,7 +33,7 @@ examples:
   fsf run experiments/quickstart/run.yaml policy=static policy.interval=3 name=static3
   fsf calibrate teacache tiny-latte prompts.limit=16   measure the numbers a policy needs for a model
   fsf report runs/a-1c5767 runs/b-9e01aa          one comparison page of several runs
-  fsf list policies                               every policy with its options, defaults and what they do
+  fsf list policies                               every policy; with names: their options, defaults, what they do
   fsf list models | metrics | prompts
   fsf train experiments/tiny_models/latte.yaml    train the tiny model again
 
@@ -129,7 +129,12 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = add("list", _list, "what there is to choose from")
     listing.add_argument("what", choices=sorted(_LISTS), metavar="policies|models|metrics|prompts")
-    listing.add_argument("files", nargs="*", metavar="FILE.py", help="for policies: your own files instead")
+    listing.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME|FILE.py",
+        help="for policies: show the options of these, or of those in your file",
+    )
     listing.add_argument(
         "--sizes",
         nargs="*",
@@ -142,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
 _RUN_HELP = """\
 The config's sections: name, model, policy, sampling, prompts, seeds, metrics, reference, tracking, engine, launch, output,
 plugins. Every key, its unit and default is documented in fsframework/config/schema.py; a policy's options are in
-`fsf list policies`. The run directory is <output.runs_dir>/<name>-<hash of everything that changes the results>.
+`fsf list policies NAME`. The run directory is <output.runs_dir>/<name>-<hash of everything that changes the results>.
 """
 
 
@@ -253,7 +258,7 @@ def _list(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--sizes is for `fsf list models`, not for {arguments.what}")
         _list_sizes(arguments.sizes)
     else:
-        _LISTS[arguments.what]([Path(name) for name in arguments.files])
+        _LISTS[arguments.what](arguments.names)
 
 
 def _list_sizes(names: list[str]) -> None:
@@ -269,13 +274,17 @@ def _list_sizes(names: list[str]) -> None:
     print(NOTE)
 
 
-def _list_policies(files: list[Path]) -> None:
-    from fsframework.run.catalog import list_policies
+def _list_policies(words: list[str]) -> None:
+    from fsframework.run.catalog import list_policies, one_line, policies_named
 
-    for file in files:
-        if not file.is_file():
-            raise ValueError(f"no such file: {file}")
-    for policy in list_policies(*files):
+    if not words:
+        policies = list_policies()
+        width = max(len(policy.name) for policy in policies)
+        for policy in policies:
+            print(f"{policy.name:{width}}  {one_line(policy.summary, 114 - width)}")
+        print("\n`fsf list policies NAME ...` shows options, defaults and what they do; FILE.py those of your own")
+        return
+    for policy in policies_named(words):
         print(f"{policy.name}: {policy.summary}")
         if policy.is_calibrated:
             print(f"    can be measured for a model: fsf calibrate {policy.name} MODEL")
@@ -285,7 +294,7 @@ def _list_policies(files: list[Path]) -> None:
         print()
 
 
-def _list_models(files: list[Path]) -> None:
+def _list_models(words: list[str]) -> None:
     from fsframework.run.catalog import list_models
 
     rows = [("name", "family", "source")]
@@ -296,7 +305,7 @@ def _list_models(files: list[Path]) -> None:
     print("\nor a diffusers pipeline folder, or owner/name on the Hugging Face hub; `--sizes` counts them at full size")
 
 
-def _list_metrics(files: list[Path]) -> None:
+def _list_metrics(words: list[str]) -> None:
     from fsframework.run.catalog import list_metrics
 
     rows = [("name", "unit", "better", "reference", "what")]
@@ -307,7 +316,7 @@ def _list_metrics(files: list[Path]) -> None:
     print("\nalways measured: seconds (CPU and wall), FLOPs, reuse fraction, cache bytes, host reads")
 
 
-def _list_prompts(files: list[Path]) -> None:
+def _list_prompts(words: list[str]) -> None:
     from fsframework.data.prompts import SETS
 
     _print_columns([("name", "what"), *((name, summary) for name, (summary, _) in SETS.items())])

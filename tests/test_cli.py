@@ -46,11 +46,18 @@ def test_help_and_lists_answer_within_a_second_of_cpu_and_without_torch(argument
     assert cpu_seconds < 1.0
 
 
-def test_list_policies_says_what_every_option_is_and_does(capsys):
+def test_list_policies_is_a_line_each_and_the_options_of_those_that_are_named(capsys):
+    from fsframework.run.catalog import list_policies
+
     assert main(["list", "policies"]) == 0
+    lines = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in lines] == [policy.name for policy in list_policies()]
+    assert all(20 < len(line) <= 116 for line in lines)
+    assert main(["list", "policies", "foresight", "static"]) == 0
     text = capsys.readouterr().out
-    for name in ("foresight: ", "full: ", "static: "):
-        assert f"\n{name}" in f"\n{text}"
+    assert text.startswith("foresight: ")
+    assert "\nstatic: " in text
+    assert "\nfull: " not in text
     assert "gamma: float = 0.5" in text
     assert "Higher reuses more" in text
 
@@ -68,7 +75,10 @@ def test_what_is_listed_is_what_the_registries_hold(capsys):
     listed = {entry.name: entry for entry in list_policies()}
     assert sorted(listed) == sorted(built_in)
     for name, policy_class in built_in.items():
-        fields = [(f.name, repr(f.default)) for f in dataclasses.fields(policy_class)]
+        fields = [
+            (f.name, repr(f.default if f.default is not dataclasses.MISSING else f.default_factory()))
+            for f in dataclasses.fields(policy_class)
+        ]
         assert sorted((o.name, o.default) for o in listed[name].options) == sorted(fields), name
         assert all(option.doc for option in listed[name].options), f"{name} has an option without a docstring"
     assert {m.name: (m.family, m.source) for m in list_models()} == {
@@ -99,6 +109,7 @@ def test_a_plugins_policy_is_listed_with_the_options_it_inherits(capsys):
         (["report", "nowhere"], "no such run directory: nowhere"),
         (["report", "."], "is not a run directory"),
         (["list", "policies", "nowhere.py"], "no such file: nowhere.py"),
+        (["list", "policies", "foresigth"], "did you mean 'foresight'?"),
         (["run", "--help-me"], "fsf run"),
     ],
 )

@@ -190,12 +190,22 @@ def _options(node: ast.ClassDef) -> Iterator[Option]:
         doc = ""
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
             doc = " ".join(str(following.value.value).split())
-        default = "required" if statement.value is None else ast.unparse(statement.value)
+        default = "required" if statement.value is None else _default(statement.value)
         yield Option(statement.target.id, annotation, default, doc)
 
 
 def _defines(node: ast.ClassDef, method: str) -> bool:
     return any(isinstance(statement, ast.FunctionDef) and statement.name == method for statement in node.body)
+
+
+def _default(value: ast.expr) -> str:
+    """A default as its value is written: 20 / 28 is worked out, `field(default_factory=list)` is []."""
+    match value:
+        case ast.BinOp(ast.Constant(int() | float() as left), ast.Div(), ast.Constant(int() | float() as right)):
+            return repr(left / right)
+        case ast.Call(ast.Name("field"), keywords=[ast.keyword("default_factory", ast.Name(kind))]):
+            return {"list": "[]", "dict": "{}"}.get(kind, ast.unparse(value))
+    return ast.unparse(value)
 
 
 def _assigned(node: ast.ClassDef) -> dict[str, ast.expr]:
