@@ -4,6 +4,9 @@ from fsframework.metrics.base import METRICS as METRICS
 from fsframework.metrics.base import Metric as Metric
 from fsframework.metrics.base import aggregate as aggregate
 from fsframework.metrics.flicker import Flicker as Flicker
+from fsframework.metrics.gmsd import GMSD as GMSD
+from fsframework.metrics.haarpsi import HaarPSI as HaarPSI
+from fsframework.metrics.mdsi import MDSI as MDSI
 from fsframework.metrics.ms_ssim import MultiScaleSSIM as MultiScaleSSIM
 from fsframework.metrics.prompt_adherence import PromptAdherenceMetric as PromptAdherenceMetric
 from fsframework.metrics.psnr import PSNR as PSNR
@@ -12,3 +15,4 @@ from fsframework.metrics.statistics import Interval as Interval
 from fsframework.metrics.statistics import bootstrap as bootstrap
 from fsframework.metrics.statistics import ratio as ratio
 from fsframework.metrics.statistics import wilson as wilson
+from fsframework.metrics.vsi import VSI as VSI
