@@ -87,7 +87,7 @@ class AdaCache(ReusePolicy[AdaCacheState]):
 
     Granularity: sub-modules, all alike. Caches every sub-module's output, after its gate by default: 3 hidden states per
     spatial block and 2 to 3 per temporal one (the release adds cross-attention and MLP up and keeps 2). Host reads: one per
-    computed step, asynchronous and a step old.
+    computed step, asynchronous and a step old. Source: arXiv:2411.02397 and its released code for Open-Sora 1.2.
     """
 
     paper = "AdaCache, arXiv:2411.02397, and its released code for Open-Sora 1.2"
@@ -180,7 +180,9 @@ class AdaCache(ReusePolicy[AdaCacheState]):
         if factor is not None:
             call.log(motion=factor)
             change = change * factor
-        call.log(distance=change)
+        # What the change must stay below for anything to be reused: the last bound with an interval above 1.
+        bounds = [bound for bound, interval in state.codebook if interval > 1]
+        call.log(distance=change, threshold=bounds[-1] if bounds else 0.0)
         state.changes.append(change)
 
     def end_forward(self, state: AdaCacheState, call: Call) -> None:

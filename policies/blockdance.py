@@ -21,7 +21,7 @@ class DanceState:
 @POLICIES.register("blockdance")
 @dataclass(frozen=True)
 class BlockDance(ReusePolicy[DanceState]):
-    """BlockDance (CVPR 2025): the features of shallow blocks are stable once the structure of the video is there.
+    """BlockDance (arXiv:2503.15927): the features of shallow blocks are stable once the structure of the video is there.
 
     Inside the window [a, e) of steps, a = `window_start` and e = `window_stop`, steps come in groups of N = `interval`: the
     first of a group, (s - a) mod N = 0, is full and the output of block i is stored; the others start from it and run the

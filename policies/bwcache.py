@@ -52,7 +52,8 @@ class BWCache(ReusePolicy[BWCacheState]):
     its residual (output minus input, as the released code is said to do) or its output.
 
     Granularity: step. Caches every block's output, to measure, and one value of the trunk: one hidden state per block and
-    one more. Host reads: one per computed step until nothing can be reused any more, asynchronous and a step old.
+    one more. Host reads: one per computed step until nothing can be reused any more, asynchronous and a step old. Source:
+    arXiv:2509.13789.
     """
 
     paper = "BWCache, arXiv:2509.13789"

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fsframework.core import POLICIES, Call, Decision, Part, Recompute, Reuse, ReusePolicy, Run, Site
-from fsframework.core.policy import Storage
 from fsframework.core.schedule import check_every, count_of
 
 
@@ -40,7 +39,7 @@ class DeltaDiT(ReusePolicy[DeltaState]):
     )
     parts = frozenset({Part.SPAN})
     never = {"interval": 1}
-    storage: Storage = "residual"
+    storage = "residual"
 
     interval: int = 2
     """N, steps per cycle, >= 1: one full step in so many. Higher reuses more. 1 never reuses."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -32,6 +32,8 @@ class ReleaseState:
     """Sites whose last change is at most their threshold, at an adaptive step."""
     jump: Site | None = None
     """The last safe layer's site, with output storage."""
+    host_threshold: list[float] = field(default_factory=list)
+    """Per column, while a forward may reuse."""
 
 
 @POLICIES.register("foresight_release")
@@ -107,12 +109,14 @@ class ForesightRelease(ReusePolicy[ReleaseState]):
     def begin_forward(self, state: ReleaseState, call: Call) -> None:
         """At an adaptive step, find the last safe layer from the changes posted a step ago."""
         state.jump, state.safe = None, frozenset()
+        state.host_threshold = []
         if not self._adaptive(call.step.index):
             return
         values = call.meter.take(call.branch)
         if values is None:
             return
         n = len(state.column)
+        state.host_threshold = values[n:]
         state.safe = frozenset(
             site
             for site, i in state.column.items()
@@ -123,6 +127,8 @@ class ForesightRelease(ReusePolicy[ReleaseState]):
 
     def decide(self, state: ReleaseState, call: Call, site: Site) -> Decision:
         """The first block jumps through the last safe layer; whatever comes after it is computed."""
+        if state.host_threshold:
+            call.log(threshold=state.host_threshold[state.column[site]])
         if state.jump is not None:
             if site.start == 0:
                 return Reuse(through=state.jump)

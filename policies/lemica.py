@@ -49,7 +49,7 @@ class LeMiCa(ReusePolicy[list[bool]]):
     exactly. The artifact holds the weights, so one serves every budget.
 
     Granularity: step. Caches the trunk's residual: 1 hidden state. Host reads: none. Calibration: about
-    (max_skip - 1) * num_steps videos per prompt and seed.
+    (max_skip - 1) * num_steps videos per prompt and seed. Source: arXiv:2511.00090.
     """
 
     paper = "LeMiCa, arXiv:2511.00090"

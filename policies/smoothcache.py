@@ -60,7 +60,7 @@ class SmoothCache(ReusePolicy[SmoothCacheState]):
     measured one is not reused.
 
     Granularity: sub-modules of a kind. Caches every sub-module's output, before its gate. Host reads: none. Calibration
-    keeps the last `max_lag` outputs of every sub-module.
+    keeps the last `max_lag` outputs of every sub-module. Source: arXiv:2411.10510 and its released code.
     """
 
     paper = "SmoothCache, arXiv:2411.10510, and its released code"

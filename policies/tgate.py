@@ -56,8 +56,9 @@ class TGate(ReusePolicy[TgateState]):
     `forced`. A model without cross-attention (CogVideoX, and all of joint attention) has only the self-attention, which
     then is the joint one, and the dropped branch; with the defaults nothing but the latter happens from g on.
 
-    Granularity: sub-module and guidance branch. Caches one value per attention and cross-attention that is reused. Host
-    reads: none. Source: github.com/HaozheLiu-ST/T-GATE, image pipelines (SD, SDXL, PixArt, SVD); it keeps its cache from one
+    Granularity: sub-module and guidance branch. Caches one value per attention and cross-attention that is reused.
+    Host reads: none.
+    Source: github.com/HaozheLiu-ST/T-GATE, image pipelines (SD, SDXL, PixArt, SVD); it keeps its cache from one
     prompt to the next, here each video starts anew.
     """
 

@@ -51,8 +51,8 @@ STATIC = (
     ),
 )
 
-CALIBRATED = "experiments/calibration"
-"""Folder of the tiny models' artifacts, see its README."""
+CALIBRATED = "runs/policy_comparison"
+"""Folder of the artifacts for this number of steps; the README has the commands."""
 MODELS = ("tiny-latte", "tiny-cogvideox", "tiny-opensora")
 
 
@@ -76,6 +76,9 @@ def intervals(*which: int) -> list[dict[str, Any]]:
     """Settings of an `interval`."""
     return [{"interval": n} for n in which]
 
+
+LATE = {"interval": 2, "first_steps": 15}
+"""TaylorSeer from the middle on, for a point with little reuse."""
 
 LADDERS: dict[str, tuple[Ladder, ...]] = {
     "static": STATIC,
@@ -130,8 +133,11 @@ LADDERS: dict[str, tuple[Ladder, ...]] = {
     "dbprune": knob("dbprune", "threshold", 0.005, 3.0, first_blocks=1, warmup=0.15),
     "easycache": knob("easycache", "threshold", 0.005, 3.0, warmup=0.15),
     # Forecasts, tokens, branches.
-    "taylorseer": values("taylorseer", *intervals(2, 3, 4, 6)),
-    "taylorseer, blocks": values("taylorseer", *intervals(2, 3, 4, 6), part="block"),
-    "taylorseer, trunk": values("taylorseer", *intervals(2, 3, 4, 6), part="trunk"),
+    "taylorseer": values("taylorseer", LATE, *intervals(2, 3, 6)),
+    "taylorseer, blocks": values("taylorseer", LATE, *intervals(2, 3, 6), part="block"),
+    "taylorseer, trunk": values("taylorseer", LATE, *intervals(2, 3, 6), part="trunk"),
+    "fastercache": values("fastercache", {"guidance_interval": 1}, {}, {"guidance_interval": 10, "guidance_start": 0.2}),
+    "toca": values("toca", *({"attention_interval": n, "cross_interval": n, "mlp_interval": n} for n in (2, 3, 6))),
+    "duca": values("duca", *({"attention_interval": n, "cross_interval": n, "mlp_interval": n} for n in (2, 3, 6))),
 }
 """Name -> its ladders, each for a part of the range."""
