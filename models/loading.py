@@ -110,23 +110,8 @@ def load_model(
     Raises:
         ValueError: unknown name, folder without `model_index.json`, damaged files, or a family without adapter.
     """
-    known = checkpoints()
-    if name in known:
-        checkpoint = known[name][1]
-        folder = BUNDLED / checkpoint.source
-        source: Path | str = folder if "/" not in checkpoint.source else checkpoint.source
-    elif Path(name).is_dir():
-        source, checkpoint = Path(name), _checkpoint_of(Path(name))
-    elif name.count("/") == 1 and not name.startswith((".", "/")):
-        source, checkpoint = name, _checkpoint_at(name)
-    else:
-        raise ValueError(
-            f"unknown model {name!r}: not a registered name, not a folder. {nearest(name, list(known))} "
-            f"A Hugging Face repository is written owner/name."
-        )
-    if isinstance(source, Path) and not (source / "model_index.json").is_file():
-        raise ValueError(f"{source} is not a diffusers pipeline folder: it has no model_index.json")
-    torch_dtype = _dtype(dtype, checkpoint, torch.device(device))
+    source, checkpoint = locate(name)
+    torch_dtype = dtype_of(dtype, checkpoint, torch.device(device))
     try:
         loader = _pipeline_class(name, source)
         pipe = loader.from_pretrained(str(source), torch_dtype=torch_dtype, revision=checkpoint.revision)
@@ -143,6 +128,35 @@ def load_model(
     else:
         pipe.to(device)
     return model
+
+
+def locate(name: str, ask_hub: bool = True) -> tuple[Path | str, Checkpoint]:
+    """Where a model's files are, a folder or a Hugging Face repository, and how it is meant to be used.
+
+    Args:
+        name: as for `load_model`.
+        ask_hub: look a repository up that is not registered; without it nothing is known of its usual settings.
+
+    Raises:
+        ValueError: unknown name, or a folder without `model_index.json`.
+    """
+    known = checkpoints()
+    if name in known:
+        checkpoint = known[name][1]
+        folder = BUNDLED / checkpoint.source
+        source: Path | str = folder if "/" not in checkpoint.source else checkpoint.source
+    elif Path(name).is_dir():
+        source, checkpoint = Path(name), _checkpoint_of(Path(name))
+    elif name.count("/") == 1 and not name.startswith((".", "/")):
+        source, checkpoint = name, _checkpoint_at(name) if ask_hub else Checkpoint(name)
+    else:
+        raise ValueError(
+            f"unknown model {name!r}: not a registered name, not a folder. {nearest(name, list(known))} "
+            f"A Hugging Face repository is written owner/name."
+        )
+    if isinstance(source, Path) and not (source / "model_index.json").is_file():
+        raise ValueError(f"{source} is not a diffusers pipeline folder: it has no model_index.json")
+    return source, checkpoint
 
 
 def _pipeline_class(name: str, source: Path | str) -> Any:
@@ -168,7 +182,8 @@ def _first_line(error: BaseException) -> str:
     return lines[0][:200] if lines else "no message"
 
 
-def _dtype(dtype: str | torch.dtype | None, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+def dtype_of(dtype: str | torch.dtype | None, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+    """The dtype asked for, or the checkpoint's usual one; ValueError for an unknown name."""
     if dtype is None:
         dtype = "float32" if device.type == "cpu" else checkpoint.dtype
     if isinstance(dtype, torch.dtype):

@@ -12,7 +12,7 @@ from typing import Any
 from fsframework.config.schema import ARTIFACT, CHOICES, LISTS, MINIMUM, SHORTHANDS, RunConfig
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*")
-_PROMPT_FILES = (".txt", ".csv", ".json")
+PROMPT_FILES = (".txt", ".csv", ".json")
 _WORDS = {
     "converted to Integer": "a whole number",
     "converted to Float": "a number",
@@ -32,22 +32,39 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         ValueError: missing or malformed file, unknown key (with the nearest name), wrong type or value out of range;
             one sentence that names the key and where it was written.
     """
-    from omegaconf import OmegaConf
-
-    merged = OmegaConf.structured(RunConfig)
+    sources: list[tuple[Mapping[str, Any], str]] = []
     folder = Path.cwd()
     if path is not None:
         folder = Path(path).resolve().parent
-        _merge(merged, read_yaml(path), str(path))
-    for text in overrides:
-        _merge(merged, _parse_override(text), f"the override {text!r}")
+        sources.append((read_yaml(path), str(path)))
+    return build_config([*sources, *parse_overrides(overrides)], folder, str(path or "the overrides"))
+
+
+def build_config(sources: Sequence[tuple[Mapping[str, Any], str]], folder: Path, what: str = "the config") -> RunConfig:
+    """The run that several sources describe, each over those before it: (content, where it was written).
+
+    Relative paths are relative to `folder`, as in `load_config`.
+
+    Raises:
+        ValueError: as `load_config`.
+    """
+    from omegaconf import OmegaConf
+
+    merged = OmegaConf.structured(RunConfig)
+    for content, where in sources:
+        _merge(merged, content, where)
     try:
         config = OmegaConf.to_object(merged)
     except Exception as error:  # an interpolation ${...} that leads nowhere
-        raise ValueError(f"{path or 'the overrides'}: {_first_line(error)}") from None
+        raise ValueError(f"{what}: {_first_line(error)}") from None
     assert isinstance(config, RunConfig)
     _check_values(config)
     return _with_absolute_paths(config, folder)
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[tuple[Mapping[str, Any], str]]:
+    """`section.key=value` texts as sources of `build_config`."""
+    return [(_parse_override(text), f"the override {text!r}") for text in overrides]
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -98,7 +115,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     return {str(k): v for k, v in container.items()}
 
 
-def _merge(into: Any, content: dict[str, Any], where: str) -> None:
+def _merge(into: Any, content: Mapping[str, Any], where: str) -> None:
     """Merge one source into the structured config, with errors that say where."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -185,30 +202,31 @@ def _check_values(config: RunConfig) -> None:
 
 
 def _with_absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
-    plugins = [str(_beside(folder, name)) for name in config.plugins]
+    plugins = [str(beside(folder, name)) for name in config.plugins]
     for name, path in zip(config.plugins, plugins):
         if not Path(path).is_file():
             raise ValueError(f"plugins: no such file: {name} (looked in {folder}){_similar_files(Path(path))}")
     prompts = config.prompts
-    if prompts.texts is None and prompts.set.endswith(_PROMPT_FILES):
-        prompts = dataclasses.replace(prompts, set=str(_beside(folder, prompts.set)))
-    policy = _with_absolute_artifacts(config.policy, folder)
+    if prompts.texts is None and prompts.set.endswith(PROMPT_FILES):
+        prompts = dataclasses.replace(prompts, set=str(beside(folder, prompts.set)))
+    policy = with_absolute_artifacts(config.policy, folder)
     return dataclasses.replace(config, plugins=plugins, prompts=prompts, policy=policy)
 
 
-def _with_absolute_artifacts(value: Any, folder: Path) -> Any:
+def with_absolute_artifacts(value: Any, folder: Path) -> Any:
     """A policy's block with the path under `artifact` absolute, also in the policies inside it."""
     if isinstance(value, list):
-        return [_with_absolute_artifacts(item, folder) for item in value]
+        return [with_absolute_artifacts(item, folder) for item in value]
     if not isinstance(value, dict):
         return value
-    out = {key: _with_absolute_artifacts(item, folder) for key, item in value.items()}
+    out = {key: with_absolute_artifacts(item, folder) for key, item in value.items()}
     if isinstance(out.get(ARTIFACT), str):
-        out[ARTIFACT] = str(_beside(folder, out[ARTIFACT]))
+        out[ARTIFACT] = str(beside(folder, out[ARTIFACT]))
     return out
 
 
-def _beside(folder: Path, name: str) -> Path:
+def beside(folder: Path, name: str) -> Path:
+    """The absolute path of `name` in `folder`, or in the working directory if it exists only there."""
     beside = (folder / Path(name).expanduser()).resolve()
     here = Path(name).resolve()
     return here if here.exists() and not beside.exists() else beside

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from fsframework.run.resolve import (
     Plan,
     artifacts_of,
     check_policy_fits,
+    filled_sampling,
     policy_source_digest,
     sampling_of,
     with_artifacts,
@@ -47,19 +49,7 @@ def prepare(plan: Plan, model: LoadedModel | None, runs_dir: Path, world: launch
     sampling = sampling_of(config, model)
     check_policy_fits(plan, model, sampling)
     pixels = pixels_of(plan, model, sampling)
-    identity = {
-        **pixels,
-        "fsframework": fsframework.__version__,
-        "policy": plan.policy_name,
-        # An artifact counts by what it says, wherever it lies.
-        "options": with_artifacts(plan.policy_options, {p: a.digest for p, a in artifacts_of(plan.policy).items()}),
-        "policy_code": policy_source_digest(plan.policy),
-        "clips": [(clip.prompt, clip.seed) for clip in plan.clips],
-        "metrics": [metric.name for metric in plan.metrics],
-        "reference": dataclasses.asdict(config.reference),
-        "engine": dataclasses.asdict(config.engine),
-    }
-    directory = RunDirectory(runs_dir / f"{config.name}-{artifacts.digest(identity)}")
+    directory = RunDirectory(runs_dir / directory_name(plan, pixels))
     facts = {
         "policy": plan.policy_name,
         "policy_options": plan.policy_options,
@@ -73,6 +63,23 @@ def prepare(plan: Plan, model: LoadedModel | None, runs_dir: Path, world: launch
     return Job(plan, model, sampling, directory, ReferenceCache(runs_dir, pixels), facts, world)
 
 
+def directory_name(plan: Plan, pixels: Mapping[str, Any]) -> str:
+    """The config's name and a hash of everything that changes the results."""
+    identity = {
+        **pixels,
+        "fsframework": fsframework.__version__,
+        "policy": plan.policy_name,
+        # An artifact counts by what it says, wherever it lies.
+        "options": with_artifacts(plan.policy_options, {p: a.digest for p, a in artifacts_of(plan.policy).items()}),
+        "policy_code": policy_source_digest(plan.policy),
+        "clips": [(clip.prompt, clip.seed) for clip in plan.clips],
+        "metrics": [metric.name for metric in plan.metrics],
+        "reference": dataclasses.asdict(plan.config.reference),
+        "engine": dataclasses.asdict(plan.config.engine),
+    }
+    return f"{plan.config.name}-{artifacts.digest(identity)}"
+
+
 def pixels_of(plan: Plan, model: LoadedModel, sampling: dict[str, Any]) -> dict[str, Any]:
     """Everything that decides the pixels of a full-compute video, but the prompt and the seed."""
     return {
@@ -81,6 +88,26 @@ def pixels_of(plan: Plan, model: LoadedModel, sampling: dict[str, Any]) -> dict[
         "device": plan.device.type,
         "threads": plan.config.launch.num_threads,  # sums are split among threads, so the last bits depend on it
         "sampling": sampling,
+    }
+
+
+def expected_pixels(plan: Plan) -> dict[str, Any]:
+    """`pixels_of` as far as it is known without loading the model: all of it for a bundled or registered model or a
+    folder whose weights have one dtype.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    from fsframework.models.loading import dtype_of, locate
+
+    config = plan.config
+    source, checkpoint = locate(config.model.name, ask_hub=False)
+    return {
+        "model": artifacts.model_fingerprint(source),
+        "dtype": str(dtype_of(config.model.dtype, checkpoint, plan.device)).removeprefix("torch."),
+        "device": plan.device.type,
+        "threads": config.launch.num_threads,
+        "sampling": filled_sampling(config, checkpoint),
     }
 
 

@@ -22,7 +22,7 @@ from fsframework.data.prompts import Clip, load_prompts, plan_clips
 if TYPE_CHECKING:
     import torch
 
-    from fsframework.core import Artifact, LoadedModel, ReusePolicy
+    from fsframework.core import Artifact, Checkpoint, LoadedModel, ReusePolicy
     from fsframework.metrics import Metric
 
 PLUGIN_PREFIX = "fsf_plugin_"
@@ -207,9 +207,13 @@ def resolve_device(name: str) -> torch.device:
 
 def sampling_of(config: RunConfig, model: LoadedModel) -> dict[str, Any]:
     """The sampling arguments of `LoadedModel.generate`, with the checkpoint's defaults filled in."""
-    own = model.checkpoint
+    return filled_sampling(config, model.checkpoint)
+
+
+def filled_sampling(config: RunConfig, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The config's sampling section with the checkpoint's settings where it says null."""
     given = dataclasses.asdict(config.sampling)
-    return {key: getattr(own, key) if value is None else value for key, value in given.items()}
+    return {key: getattr(checkpoint, key) if value is None else value for key, value in given.items()}
 
 
 def check_policy_fits(plan: Plan, model: LoadedModel, sampling: Mapping[str, Any]) -> None:
