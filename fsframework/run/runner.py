@@ -58,7 +58,8 @@ def run(config: RunConfig, model: LoadedModel | None = None) -> Path:
     world = launch.start(config.launch.num_processes, plan.device)
     if world.device is not None and plan.device.type == "cuda":
         plan = dataclasses.replace(plan, device=world.device)
-    job = prepare(plan, model, runs_dir, world)
+    with world.together():
+        job = prepare(plan, model, runs_dir, world)
     total = len(plan.clips)
     if len(job.directory.read_records()) == total and job.directory.is_finished:
         if world.is_first:
@@ -69,28 +70,28 @@ def run(config: RunConfig, model: LoadedModel | None = None) -> Path:
                 _write_report(job)
         world.barrier()
         return job.directory.path
-    _warm_up(job)
-    if world.is_first:
-        job.directory.create()
-        job.directory.tidy_records()
-    world.barrier()
+    with world.together():
+        _warm_up(job)
+        if world.is_first:
+            job.directory.create()
+            job.directory.tidy_records()
     done = job.directory.read_records()
     progress = Progress(plan.policy_name, total, len(done), quiet=not world.is_first)
     tracker = Tracker(None, progress.note)
     try:
         with reuse_warnings_as_notes(progress):
-            if world.is_first:
-                _write_head(job, progress)
-                tracker = Tracker.start(config.tracking, job.directory, job.facts, progress.note)
-            _generate(job, {record["index"] for record in done}, progress, tracker)
-            world.barrier()
-            if world.is_first:
-                _finish(job, progress, tracker)
-            world.barrier()
-    except KeyboardInterrupt:
+            with world.together():
+                if world.is_first:
+                    _write_head(job, progress)
+                    tracker = Tracker.start(config.tracking, job.directory, job.facts, progress.note)
+                _generate(job, {record["index"] for record in done}, progress, tracker)
+            with world.together():
+                if world.is_first:
+                    _finish(job, progress, tracker)
+    except BaseException as error:
         progress.close()
         tracker.close(exit_code=1)
-        if world.is_first:
+        if isinstance(error, KeyboardInterrupt) and world.is_first:
             num_done = len(job.directory.read_records())
             print(
                 f"\nstopped with {num_done} of {total} videos finished in {job.directory.path}; the same command goes on "
