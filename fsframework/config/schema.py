@@ -82,7 +82,9 @@ class TrackingConfig:
     project: str = "fsframework"
     """W&B project."""
     group: str | None = None
-    """W&B group, to find runs of one comparison together."""
+    """W&B group, to find runs of one comparison together; in an ablation its name unless stated."""
+    job_type: str | None = None
+    """W&B job type; in an ablation the cell unless stated."""
 
 
 @dataclass

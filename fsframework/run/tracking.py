@@ -29,6 +29,7 @@ class Tracker:
         self._run = run
         self._warn = warn
         self._logged: set[int] = set()
+        self._list: Path | None = None
 
     @classmethod
     def start(
@@ -55,7 +56,11 @@ class Tracker:
             run = wandb.init(
                 project=config.project,
                 group=config.group,
+                job_type=config.job_type,
                 name=directory.path.name,
+                # A run that goes on goes on in W&B too. Offline, every attempt leaves a whole mirror under this id.
+                id=directory.path.name[-120:],
+                resume="allow",
                 dir=str(directory.path),
                 mode=config.wandb,  # type: ignore[arg-type]
                 config=dict(facts),
@@ -63,10 +68,22 @@ class Tracker:
                 reinit="create_new",
             )
             run.define_metric("step/*", step_metric="step/index")
-            return cls(run, warn)
+            tracker = cls(run, warn)
+            tracker._remember(directory.path / "wandb" / "logged.txt")
+            return tracker
         except Exception as error:
             warn(f"not tracked by W&B: {type(error).__name__}: {_first_line(error)}")
             return cls(None, warn)
+
+    def _remember(self, path: Path) -> None:
+        """Keep a list of the videos that were logged; those of an attempt that the server goes on with are not logged
+        again."""
+        if self._run.resumed and path.is_file():
+            self._logged = {int(line) for line in path.read_text().split() if line.isdigit()}
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("")
+        self._list = path
 
     def log_video(self, record: Mapping[str, Any], folder: Path) -> None:
         """Numbers and clips of one finished video; a second call for the same video does nothing."""
@@ -88,6 +105,9 @@ class Tracker:
                     # From a path: from an array wandb would need moviepy.
                     payload[f"clips/{name}"] = wandb.Video(str(folder / file), caption=caption, format="mp4")
             self._run.log(payload)
+            if self._list is not None:
+                with self._list.open("a") as file:
+                    file.write(f"{record['index']}\n")
 
         self._try(send)
 

@@ -32,6 +32,8 @@ class FakeRun:
     def finish(self, exit_code=0):
         self.ended = exit_code
 
+    resumed = False
+
     def define_metric(self, *args, **kwargs):
         pass
 
