@@ -15,6 +15,8 @@ import fsframework
 
 USER_ERROR = 2
 """Exit code of a mistake that the user can mend."""
+CELLS_LEFT = 1
+"""Exit code of an ablation with cells that failed or are not finished."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C or a polite kill."""
 
@@ -32,6 +34,7 @@ examples:
   fsf run experiments/quickstart/run.yaml policy.gamma=0.25 seeds.per_prompt=2
   fsf run experiments/quickstart/run.yaml policy=static policy.interval=3 name=static3
   fsf calibrate teacache tiny-latte prompts.limit=16   measure the numbers a policy needs for a model
+  fsf ablate experiments/foresight_ablation/gamma.yaml --dry-run   a grid of runs: which cells, how long
   fsf report runs/a-1c5767 runs/b-9e01aa          one comparison page of several runs
   fsf list policies                               every policy; with names: their options, defaults, what they do
   fsf list models | metrics | prompts
@@ -42,7 +45,8 @@ errors end with exit code 2 and one sentence; set FSF_DEBUG=1 to see where they 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    """Run one command; returns the exit code: 0, 1 if cells of an ablation failed, 2 for a user's mistake, 130 when
+    interrupted."""
     parser = _parser()
     arguments = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
     if arguments.command is None:
@@ -105,6 +109,23 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("config", metavar="CONFIG.yaml", help="the run; see experiments/quickstart/run.yaml")
     run.add_argument("overrides", nargs="*", metavar="key=value", help="changes, such as policy.gamma=0.25")
 
+    ablate = add(
+        "ablate",
+        _ablate,
+        "run a grid of runs and compare them; resumes",
+        usage="fsf ablate CONFIG.yaml [key=value ...] [--dry-run] [--jobs N | --executor ray] [--part I/N]",
+        epilog=_ABLATE_HELP,
+    )
+    ablate.add_argument("config", metavar="CONFIG.yaml", help="see experiments/foresight_ablation/gamma.yaml")
+    ablate.add_argument("overrides", nargs="*", metavar="key=value", help="changes for all cells")
+    ablate.add_argument("--dry-run", action="store_true", help="list the cells and what they will take; run nothing")
+    ablate.add_argument("--jobs", type=int, metavar="N", help="run N cells side by side in processes of this machine")
+    ablate.add_argument("--executor", choices=("local", "ray"), help="where cells run; default: what the file says")
+    ablate.add_argument("--part", metavar="I/N", help="only the cells I, I + N, ... (I from 0): one of N cluster jobs")
+    ablate.add_argument(
+        "--seconds-per-step", type=float, metavar="S", help="of full compute, for the estimate of --dry-run"
+    )
+
     calibrate = add(
         "calibrate",
         _calibrate,
@@ -151,6 +172,23 @@ plugins. Every key, its unit and default is documented in fsframework/config/sch
 """
 
 
+_ABLATE_HELP = """\
+The file names a base run and what varies; the cells are the product:
+
+  base: run.yaml                       a run's file, beside this one; or the run itself as a mapping
+  grid: {policy.gamma: [0.25, 0.5]}    any keys of `fsf run`, those of a policy inside another included; all combinations
+  zip:  {policy.warmup: [2, 4], ...}   keys that vary together; a list for several such groups
+  cells:                               settings by name; each may have a grid, a zip and resources of its own
+    - {name: full, policy: full}
+    - {name: static, policy: static, grid: {policy.interval: [2, 3]}}
+  executor: {name: local, jobs: 1}     or {name: ray, num_gpus: 1}
+
+Every cell is checked before any runs, and becomes an ordinary run directory. The table, the report, a status per cell and
+the log of a cell that failed are in <output.runs_dir>/_ablations/<name>. Ends with 0 if every cell is finished, with 1 if
+not. The same command goes on, keeps finished cells and tries failed ones again.
+"""
+
+
 _CALIBRATE_HELP = """\
 Some policies decide by numbers that belong to a model: TeaCache by a polynomial, SmoothCache by a table of errors. This
 command generates what such a policy's calibration asks for, keeps a record of each video, fits, and writes an artifact: one
@@ -186,16 +224,51 @@ def _run(arguments: argparse.Namespace) -> None:
     from fsframework.config.load import load_config
 
     config = load_config(arguments.config, arguments.overrides)
+    from fsframework.run.launch import is_first_process
     from fsframework.run.results import table
     from fsframework.run.runner import run
 
     folder = run(config)
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if not is_first_process():
         return
     metrics = json.loads((folder / "metrics.json").read_text())
     print(table([(metrics["policy"], metrics)]))
     print(f"{metrics['num_videos']} videos of {metrics['model']}, {metrics['sampling']['num_steps']} steps")
     print(f"report: {folder / 'report.html'}")
+
+
+def _ablate(arguments: argparse.Namespace) -> int:
+    import dataclasses
+
+    from fsframework.config.grid import load_ablation
+
+    ablation = load_ablation(arguments.config, arguments.overrides)
+    executor = ablation.executor
+    if arguments.executor is not None:
+        executor = dataclasses.replace(executor, name=arguments.executor)
+    if arguments.jobs is not None:
+        if arguments.jobs < 1:
+            raise ValueError(f"--jobs {arguments.jobs} must be at least 1")
+        executor = dataclasses.replace(executor, jobs=arguments.jobs)
+    part = _part(arguments.part)
+    from fsframework.run.ablation import ablate, rehearsal
+
+    if arguments.dry_run:
+        print(rehearsal(ablation, executor, arguments.seconds_per_step))
+        return 0
+    result = ablate(ablation, executor, part)
+    if result.is_first:
+        print(result.text())
+    return 0 if result.is_complete else CELLS_LEFT
+
+
+def _part(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return 0, 1
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise ValueError(f"--part {text}: write I/N with I from 0 to N - 1, such as 0/8")
+    return int(index), int(count)
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
@@ -211,9 +284,10 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 
         config = load_config(None, [f"policy={json.dumps(what)}", f"model={json.dumps(rest[0])}", *rest[1:]])
     from fsframework.run.calibrate import calibrate
+    from fsframework.run.launch import is_first_process
 
     result = calibrate(config)
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if is_first_process():
         print(result.text())
 
 
