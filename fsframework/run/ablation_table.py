@@ -71,7 +71,7 @@ def _interval(entry: Mapping[str, Any] | None, style: str, num_videos: int) -> s
     if entry is None or entry.get("mean") is None:
         return "-"
     mean, low, high = (_styled(entry.get(part), style) for part in ("mean", "low", "high"))
-    text = mean if mean == low == high else f"{mean} [{low}, {high}]"
+    text = mean if entry.get("low") is None or mean == low == high else f"{mean} [{low}, {high}]"
     return text if entry.get("n") in (num_videos, None) else f"{text} (n = {entry['n']})"
 
 
