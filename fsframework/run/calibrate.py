@@ -125,12 +125,13 @@ def calibrate(config: RunConfig, model: LoadedModel | None = None) -> Result:
     world = launch.start(config.launch.num_processes, plan.device)
     if world.device is not None and plan.device.type == "cuda":
         plan = dataclasses.replace(plan, device=world.device)
-    job = _prepare(plan, calibration, open_model(plan, model), wanted_path, world)
-    if world.is_first:
-        job.records.create(job.key)
-    world.barrier()
+    with world.together():
+        job = _prepare(plan, calibration, open_model(plan, model), wanted_path, world)
+        if world.is_first:
+            job.records.create(job.key)
     try:
-        progress = _generate(job)
+        with world.together():
+            notes = _generate(job)
     except KeyboardInterrupt:
         if world.is_first:
             num_done = sum(job.records.load(name, clip) is not None for name in job.rollouts for clip in plan.clips)
@@ -140,10 +141,8 @@ def calibrate(config: RunConfig, model: LoadedModel | None = None) -> Result:
                 file=sys.stderr,
             )
         raise
-    world.barrier()
-    result = _finish(job, progress) if world.is_first else _result(job, {}, None, None)
-    world.barrier()
-    return result
+    with world.together():
+        return _finish(job, notes) if world.is_first else _result(job, {}, None, None)
 
 
 def _without_artifact(config: RunConfig) -> tuple[RunConfig, str | None]:
@@ -208,8 +207,12 @@ def _file_name(name: str) -> str:
 # Generating.
 
 
-def _generate(job: _Job) -> Progress:
-    """Make this process's share of the missing records. References come first, for all others are compared with them."""
+def _generate(job: _Job) -> list[str]:
+    """Make this process's share of the missing records. References come first, for all others are compared with them.
+
+    Returns:
+        What there is to know about the rollouts.
+    """
     from fsframework.core.review import ReuseWarning
 
     missing = {name: [clip for clip in job.plan.clips if job.records.load(name, clip) is None] for name in job.rollouts}
@@ -231,10 +234,10 @@ def _generate(job: _Job) -> Progress:
         with reuse_warnings_as_notes(progress):
             # A recorder is meant to.
             warnings.filterwarnings("ignore", message=".* reused nothing in", category=ReuseWarning)
-            for clip in first:
-                _reference(job, clip, progress, keep=clip in compared)
-                progress.advance(_one_line(job.reference, clip))
-            job.world.barrier()
+            with job.world.together():
+                for clip in first:
+                    _reference(job, clip, progress, keep=clip in compared)
+                    progress.advance(_one_line(job.reference, clip))
             reference: tuple[Clip, Tensor] | None = None
             for clip, name in later:
                 if reference is None or reference[0] != clip:
@@ -244,7 +247,7 @@ def _generate(job: _Job) -> Progress:
                 progress.advance(_one_line(name, clip))
     finally:
         progress.close()
-    return progress
+    return progress.notes
 
 
 def _reference(job: _Job, clip: Clip, progress: Progress, keep: bool) -> Tensor:
@@ -279,7 +282,7 @@ def _one_line(rollout: str, clip: Clip) -> str:
 # The result.
 
 
-def _finish(job: _Job, progress: Progress) -> Result:
+def _finish(job: _Job, notes: Sequence[str]) -> Result:
     """Fit, check, write."""
     from fsframework.core import Artifact
 
@@ -293,7 +296,7 @@ def _finish(job: _Job, progress: Progress) -> Result:
     fit = job.calibration.fit(records, job.run)
     values = _as_json(fit.values, job.plan.policy_name)
     numbers = {name: float(value) for name, value in fit.numbers.items()}
-    artifact = Artifact(job.plan.policy_name, values, _facts(job.run), _provenance(job, numbers, progress.notes))
+    artifact = Artifact(job.plan.policy_name, values, _facts(job.run), _provenance(job, numbers, notes))
     if job.artifact.exists() and not _is_artifact(job.artifact):
         raise ValueError(
             f"{job.artifact} exists and is no artifact of {job.plan.policy_name}; choose another output.artifact"

@@ -5,8 +5,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,8 +18,10 @@ import torch
 from fsframework.cli import main
 from fsframework.config import load_config
 from fsframework.core import POLICIES, Artifact, Curve, Fit, ReusePolicy
+from fsframework.models.loading import load_model
 from fsframework.policies import FullCompute
 from fsframework.run import calibrate as module
+from fsframework.run import launch
 from fsframework.run.calibrate import calibrate
 from fsframework.run.calibrate_picture import picture
 from fsframework.run.catalog import list_policies
@@ -192,6 +197,50 @@ def test_stopped_in_the_middle_it_goes_on_without_making_a_record_twice(
     calibrate(load_config(None, options), loaded_model)
     assert len(made) == 6
     assert Artifact.load(unbroken.artifact, "ramp").values == values
+
+
+def test_ranks_share_clips_and_rollouts_and_come_to_the_same_artifact(options, finished, pipeline_folder, monkeypatch):
+    values = Artifact.load(finished.artifact, "ramp").values
+    for path in record_files(finished.records):
+        path.unlink()
+    finished.artifact.unlink()
+    made = count_videos(monkeypatch)
+    rank, barrier = threading.local(), threading.Barrier(2)
+
+    class Threads(launch.World):
+        """Two threads in place of two processes."""
+
+        def barrier(self) -> None:
+            barrier.wait(120)
+
+        @contextmanager
+        def together(self):
+            yield
+            self.barrier()
+
+    monkeypatch.setattr(module.launch, "start", lambda count, device: Threads(rank.number, 2))
+    plan = module.make_plan(load_config(None, options))
+    monkeypatch.setattr(module, "make_plan", lambda config: plan)
+    counts = [0, 0]
+    models = [load_model(str(pipeline_folder)) for _ in range(2)]
+
+    def work(number: int) -> None:
+        rank.number = number
+        calibrate(load_config(None, options), models[number])
+
+    original = module._rollout
+
+    def counted(job, *arguments):
+        counts[job.world.rank] += 1
+        return original(job, *arguments)
+
+    monkeypatch.setattr(module, "_rollout", counted)
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(work, number) for number in range(2)]:
+            done.result(timeout=120)
+    assert counts == [3, 3]
+    assert len(made) == 6
+    assert Artifact.load(finished.artifact, "ramp").values == values
 
 
 def test_a_damaged_record_is_made_again_with_its_reference(options, finished, loaded_model, monkeypatch):
