@@ -111,10 +111,15 @@ class RunDirectory:
         for leftover in self.path.rglob(".*.tmp*"):
             leftover.unlink(missing_ok=True)
 
-    def append_record(self, record: Mapping[str, Any]) -> None:
-        """Add one finished video; a single write, so lines of several processes never mix."""
+    def append_record(self, record: Mapping[str, Any], part: int | None = None) -> None:
+        """Add one finished video; a single write, so lines of several processes never mix.
+
+        That holds on one machine. Processes on several, to which a network's file system promises no such thing, write
+        to files of their own, numbered `part`; `tidy_records` joins them.
+        """
         line = (to_json(record) + "\n").encode()
-        handle = os.open(self.records, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        path = self.records if part is None else self.path / f"videos.{part}.jsonl"
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(handle, line)
             os.fsync(handle)
@@ -123,10 +128,8 @@ class RunDirectory:
 
     def read_records(self) -> list[dict[str, Any]]:
         """The finished videos by index. A line cut off by a kill, or whose files are gone, does not count."""
-        if not self.records.is_file():
-            return []
         found: dict[int, dict[str, Any]] = {}
-        for line in self.records.read_text().splitlines():
+        for line in [line for file in self._record_files() for line in file.read_text().splitlines()]:
             with contextlib.suppress(json.JSONDecodeError):
                 record = json.loads(line)
                 files = [record["file"], record["reference_file"]]
@@ -138,9 +141,17 @@ class RunDirectory:
     def tidy_records(self) -> list[dict[str, Any]]:
         """`read_records`, after rewriting the file without the lines that do not count."""
         records = self.read_records()
-        if self.records.is_file():
+        files = self._record_files()
+        if files:
             write_text(self.records, "".join(to_json(record) + "\n" for record in records))
+        for part in files:
+            if part != self.records:
+                part.unlink()
         return records
+
+    def _record_files(self) -> list[Path]:
+        """videos.jsonl and those of single processes, as far as they are there."""
+        return [*filter(Path.is_file, [self.records]), *sorted(self.path.glob("videos.*.jsonl"))]
 
     def write_trace_part(self, index: int, rows: pandas.DataFrame) -> None:
         """Store the rows of one video."""
