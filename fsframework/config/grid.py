@@ -26,6 +26,7 @@ import dataclasses
 import itertools
 import json
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,8 @@ _KEYS = ("name", "base", "grid", "zip", "cells", "executor")
 _CELL_KEYS = ("name", "grid", "zip", "resources")
 _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 _NAME = re.compile(r"[\w][\w.+-]*")
+_LONGEST = 60
+"""Characters of a value in a label."""
 Changes = dict[str, Any]
 
 
@@ -367,7 +370,8 @@ def _labels(combinations: Sequence[tuple[Changes, str | None, Any]]) -> list[str
         # What all cells of an entry share is said by its name.
         rows = by_group[group]
         varied = [key for key in changes if group is None or any(row.get(key) != changes[key] for row in rows)]
-        parts = [*([group] if group is not None else []), *(f"{short[key]}={plain(changes[key])}" for key in varied)]
+        values = [textwrap.shorten(plain(changes[key]), _LONGEST, placeholder="...") for key in varied]
+        parts = [*([group] if group is not None else []), *(f"{short[key]}={v}" for key, v in zip(varied, values))]
         labels.append(", ".join(parts))
     for number, label in enumerate(labels):
         if label in labels[:number]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -114,7 +115,8 @@ def _give(worker: _Worker, left: list[PlannedCell], workers: Sequence[_Worker], 
     worker.planned, worker.model, worker.begun = planned, planned.model, time.perf_counter()
     book.begin(planned)
     clock.begin(planned)
-    worker.pipe.send((planned.cell.config, book.folder, planned.key))
+    with contextlib.suppress(OSError):  # it died while it started: the wait finds its pipe closed
+        worker.pipe.send((planned.cell.config, book.folder, planned.key))
 
 
 def _cause(exitcode: int | None) -> str:
