@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from fsframework.core.registry import Registry
@@ -53,7 +54,21 @@ class Metric(ABC):
         """The values of one video, one for each name in `value_names()`.
 
         `video` and `reference` are float32 [T, H, W, 3] in [0, 1]; reference is None only if `needs_reference` is False.
+        A metric that only judges sets (see `of_set`) gives none.
         """
+
+    def features(self, video: Tensor, reference: Tensor | None, prompt: str) -> dict[str, np.ndarray]:
+        """What `of_set` needs to know of one video; the run keeps it in `features/`. Nothing, by default."""
+        del video, reference, prompt
+        return {}
+
+    def of_set(self, features: Sequence[Mapping[str, np.ndarray]]) -> tuple[dict[str, Interval], list[str]]:
+        """Values of a run's videos as a set, by name, and sentences on why one of them is missing.
+
+        `features` has an entry for each video that gave any, in the order of the videos.
+        """
+        del features
+        return {}, []
 
     def aggregate(self, values: Sequence[float]) -> Interval:
         """One number and interval for several videos; NaN values (not measured) are left out. The mean, by default."""

@@ -8,12 +8,18 @@ from typing import Any
 
 from fsframework.metrics import Metric, aggregate, bootstrap, ratio
 from fsframework.run.costs import COST_UNITS
+from fsframework.run.features import Features
 
 Record = Mapping[str, Any]
 
 
-def summarize(records: Sequence[Record], metrics: Sequence[Metric], device_type: str) -> dict[str, Any]:
-    """The numeric entries of `metrics.json`, and how they were obtained.
+def summarize(
+    records: Sequence[Record],
+    metrics: Sequence[Metric],
+    device_type: str,
+    features: Mapping[str, Sequence[Features]] | None = None,
+) -> dict[str, Any]:
+    """The numeric entries of `metrics.json`, and how they were obtained; `features` are for the metrics of sets, by name.
 
     `speedup` is total reference seconds over total method seconds, of those videos only whose reference was timed in the
     same run, right beside the method: process CPU seconds on a CPU (other work does not count), wall seconds elsewhere.
@@ -39,6 +45,11 @@ def summarize(records: Sequence[Record], metrics: Sequence[Metric], device_type:
     known = [{key: value for key, value in r["metrics"].items() if value is not None} for r in records]
     entries.update(aggregate(metrics, known))
     notes = []
+    for metric in metrics:
+        values, remarks = metric.of_set((features or {}).get(metric.name, ()))
+        better = "higher" if metric.higher_is_better else "lower"
+        entries.update({key: value.entry(metric.unit, better) for key, value in values.items()})
+        notes += remarks
     identical = sum(bool(r.get("identical")) for r in records)
     if identical:
         notes.append(

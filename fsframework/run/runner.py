@@ -15,7 +15,7 @@ from fsframework.config.load import to_dict
 from fsframework.config.schema import RunConfig
 from fsframework.data.prompts import Clip
 from fsframework.data.video import write_video
-from fsframework.run import artifacts, launch
+from fsframework.run import artifacts, features, launch
 from fsframework.run.attach import reuse
 from fsframework.run.costs import COST_UNITS
 from fsframework.run.job import Job, prepare
@@ -205,7 +205,7 @@ def _make_video(job: Job, session: ReuseEngine | StagedSession, clip: Clip, prog
     progress.stage("metrics and files")
     record = _measure(job, session, clip, made, reference, timed=fresh is not None)
     record["warnings"] = progress.notes[num_notes:]
-    job.directory.append_record(record)
+    job.directory.append_record(record, job.world.rank if job.world.num_nodes > 1 else None)
     return record
 
 
@@ -222,10 +222,13 @@ def _measure(
     """Metrics and costs of one video as its record; its mp4 files and trace rows are on disk afterwards."""
     directory, output = job.directory, job.plan.config.output
     metrics: dict[str, float] = {}
+    kept: dict[str, features.Features] = {}
     for metric in job.plan.metrics:
         if metric.applies_to(clip.prompt):
             other = reference.video if metric.needs_reference else None
             metrics.update(metric(made.video, other, clip.prompt))
+            kept[metric.name] = metric.features(made.video, other, clip.prompt)
+    features.save(directory.path, clip.index, kept)
     file, reference_file = (directory.video_file(clip.index, clip.prompt, ref) for ref in (False, True))
     fps = job.model.checkpoint.fps
     write_video(directory.path / file, made.video, fps, output.min_video_pixels)
@@ -255,7 +258,8 @@ def _finish(job: Job, progress: Progress, tracker: Tracker) -> None:
         raise RuntimeError(f"{len(missing)} of {total} videos are missing: {missing[:10]}; the same command makes them")
     progress.stage("report")
     directory.join_traces(record["index"] for record in records)
-    numbers = summarize(records, job.plan.metrics, job.plan.device.type)
+    kept = features.load(directory.path, (record["index"] for record in records))
+    numbers = summarize(records, job.plan.metrics, job.plan.device.type, kept)
     noted = list(dict.fromkeys(text for record in records for text in record["warnings"]))
     metrics: Mapping[str, Any] = {**job.facts, **numbers, "warnings": noted}
     artifacts.write_text(directory.metrics, artifacts.to_json(metrics, indent=2) + "\n")

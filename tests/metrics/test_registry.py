@@ -16,9 +16,11 @@ def test_every_metric_states_its_facts_and_runs_on_a_small_clip():
         metric = metric_class()
         assert metric.name == name
         assert metric.description
-        assert metric.available() is None or "install" in metric.available()
+        if missing := metric.available():
+            assert "install" in missing or "download" in missing
+            continue
         values = metric(clip, clip if metric.needs_reference else None, "digit 6 is moving up and down")
-        assert tuple(values) == metric.value_names()
+        assert tuple(values) in (metric.value_names(), ())
 
 
 def test_an_unknown_metric_names_the_nearest():
