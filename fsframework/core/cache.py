@@ -28,6 +28,11 @@ def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
+def versions(value: State) -> tuple[int, ...]:
+    """The in-place counters of tensors; -1 where there is none."""
+    return tuple([_version(t) for t in value])
+
+
 class ReuseCache:
     """Entries per (branch, site), oldest to newest, at most `depth` each (or `depths[site]`). Holds references.
 
@@ -64,7 +69,7 @@ class ReuseCache:
         if not self._plain:
             self._like[key] = tuple((t.dtype, t.device) for t in value)
             value = tuple(t.to(dtype=self._dtype, device=self._device, non_blocking=True) for t in value)
-        entry = Entry(step, value, tuple([_version(t) for t in value]), sum([t.nbytes for t in value]))
+        entry = Entry(step, value, versions(value), sum([t.nbytes for t in value]))
         entries = self._entries.get(key)
         if entries is None:
             entries = self._entries[key] = []
@@ -87,7 +92,7 @@ class ReuseCache:
                 t.to(dtype=self._dtype if t.is_floating_point() else None, device=self._device, non_blocking=True)
                 for t in value
             )
-        self._kept[key] = (Entry(step, value, (), sum([t.nbytes for t in value])), like)
+        self._kept[key] = (Entry(step, value, versions(value), sum([t.nbytes for t in value])), like)
         self.num_bytes += self._kept[key][0].num_bytes
         self.peak_bytes = max(self.peak_bytes, self.num_bytes)
 
@@ -100,6 +105,11 @@ class ReuseCache:
         if found is None:
             return None
         entry, like = found
+        if entry.versions and versions(entry.value) != entry.versions:
+            raise RuntimeError(
+                f"what was kept as {name!r} at step {entry.step} was modified in place afterwards, so it tells nothing any "
+                f"more. The model or the sampling loop writes into it; the policy must keep a clone."
+            )
         return tuple(t.to(dtype=d, device=v, non_blocking=True) for t, (d, v) in zip(entry.value, like))
 
     def history(self, branch: str, site: Site) -> Sequence[Entry]:

@@ -28,9 +28,32 @@ def review(trace: Trace, policy: ReusePolicy[Any], run: Run | None) -> dict[str,
             f"{trace.step[row]}. Such blocks are recomputed. The activations themselves overflow; try bfloat16 or float32."
         )
     schedule = policy.schedule(run) if run is not None else None
-    if all(d == RECOMPUTE for d in trace.decision) and not (schedule and all(schedule)):
-        out["nothing"] = f"{type(policy).__name__} reused nothing in {len(trace.timesteps)} steps.{_nearest(trace)}"
+    is_plan = bool(schedule) and all(schedule or ())
+    if any(d != RECOMPUTE for d in trace.decision) or _is_asked_for(policy, is_plan):
+        return out
+    name, num_steps = type(policy).__name__, len(trace.timesteps)
+    if is_plan:
+        out["nothing"] = (
+            f"{name} reused nothing: its plan for these {num_steps} steps recomputes every one. See its warmup, interval, "
+            f"window or threshold."
+        )
+    else:
+        out["nothing"] = f"{name} reused nothing in {num_steps} steps.{_nearest(trace)}"
     return out
+
+
+def _is_asked_for(policy: ReusePolicy[Any], is_plan: bool) -> bool:
+    """Whether a policy was set to never reuse: it has the options of its `never`, or states none and plans no reuse."""
+    inner = [p for name in policy.policy_fields for p in _listed(getattr(policy, name))]
+    if inner:
+        return all(_is_asked_for(one, is_plan) for one in inner)
+    if not policy.never:
+        return is_plan
+    return is_plan and all(_listed(getattr(policy, name)) == _listed(value) for name, value in policy.never.items())
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _nearest(trace: Trace) -> str:

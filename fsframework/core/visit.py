@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fsframework.core.cache import Entry
+from fsframework.core.cache import Entry, versions
 from fsframework.core.decision import RECOMPUTE as DO_RECOMPUTE
 from fsframework.core.decision import Blend, Decision, Forecast, Partial, Recompute, Reuse
 from fsframework.core.keys import BlockKey, PartKey
@@ -63,7 +63,7 @@ class ForwardRecord:
         self._skip_code = REUSE
         self._skip_lag = 0
         self._restored: State = ()
-        self._open: list[tuple[Site, int, State, bool]] = []
+        self._open: list[tuple[Site, int, State, tuple[int, ...], bool]] = []
         self._plan: list[Decision] | None = None
         self._last_reused = -1
 
@@ -257,11 +257,14 @@ class ForwardRecord:
         else:
             decision = self._policy.decide(self.state, self, key.site)
         if type(decision) is Recompute:
+            entered = versions(streams) if key.site in self._residual_sites else None
             outer, self.block = self.block, (key, args, kwargs)
             output = slot.call(module, args, kwargs)
             self.block = outer
             value = key.pack(output)
             if key.asked:
+                if entered is not None:
+                    _check_unwritten(key.site, streams, entered)
                 self.end_visit(row, key.site, streams, value, decision.keep)
         else:
             value = self._put_in_place(key, row, decision, slot, module, args, kwargs, streams)
@@ -363,12 +366,12 @@ class ForwardRecord:
         row = self.begin_visit(region, entered, RECOMPUTE)
         decision = self._policy.decide(self.state, self, region)
         if isinstance(decision, Recompute):
-            self._open.append((region, row, entered, decision.keep))
+            self._open.append((region, row, entered, versions(entered), decision.keep))
             return False
         history = self.history(region)
         if not history:
             self.force(row)
-            self._open.append((region, row, entered, True))
+            self._open.append((region, row, entered, versions(entered), True))
             return False
         entry = history[-1]
         if isinstance(decision, Reuse) and decision.through is None:
@@ -422,12 +425,23 @@ class ForwardRecord:
         """Observe and store the regions that end with block `index`; forget those a jump went beyond."""
         bound = self.engine.bound
         while self._open and self._open[-1][0].stop <= index + 1:
-            region, row, entered, keep = self._open.pop()
+            region, row, entered, unwritten, keep = self._open.pop()
             if region.stop <= index:
                 continue
+            if region in self._residual_sites:
+                _check_unwritten(region, entered, unwritten)
             self.end_visit(row, region, entered, bound.to_canonical(index, value), keep)
 
 
 def _through(decision: Decision) -> Site | None:
     """The block that a decision jumps to, if any."""
     return decision.through if isinstance(decision, (Reuse, Forecast)) else None
+
+
+def _check_unwritten(site: Site, streams: State, before: tuple[int, ...]) -> None:
+    """Raise if a site's input was written to while it ran: its residual would be taken from the wrong tensor."""
+    if versions(streams) != before:
+        raise RuntimeError(
+            f"the input of site {site} was modified in place while it ran, so its residual can not be taken. The model "
+            f"writes into a block's input; clone it there, or store outputs (storage='output')."
+        )

@@ -378,6 +378,37 @@ def test_a_captured_value_that_was_written_to_is_never_handed_out(part, kind):
             model(torch.randn(1, 6, 8), torch.ones(1))
 
 
+@pytest.mark.parametrize("part", [Part.BLOCK, Part.SPAN, Part.TRUNK])
+def test_a_residual_is_not_taken_from_an_input_that_was_written_to(part):
+    class WritesIntoItsInput(Gated):
+        def forward(self, hidden_states, timestep):
+            hidden_states += 0.5
+            return hidden_states * 1.0
+
+    model = SmoothDiT(num_blocks=1)
+    model.transformer_blocks[0] = WritesIntoItsInput(8)
+    x, t = torch.randn(1, 6, 8), torch.zeros(1)
+    with torch.no_grad(), toy_session(model, Plan(parts=frozenset({part}), storage="residual"), 1):
+        with pytest.raises(RuntimeError, match="the input of site .* was modified in place while it ran"):
+            model(x, t)
+    with torch.no_grad(), toy_session(model, Plan(parts=frozenset({part})), 1):
+        model(x, t)  # outputs are right all the same
+
+
+def test_kept_tensors_are_checked_not_to_have_been_written_to():
+    class KeepsTheLatent(Plan):
+        def begin_forward(self, state, call):
+            if call.kept("latent") is None:
+                call.keep("latent", (call.probe("latent"),))
+
+    model, x, t = SmoothDiT(num_blocks=1), torch.randn(1, 6, 8), torch.zeros(1)
+    with torch.no_grad(), toy_session(model, KeepsTheLatent(), 2):
+        model(x, t)
+        x.mul_(1.1)
+        with pytest.raises(RuntimeError, match="kept as 'latent' at step 0 was modified in place"):
+            model(x, t + 1)
+
+
 def test_a_policy_may_find_out_only_while_observing_that_a_value_is_not_to_be_kept():
     class FirstBlock(Plan):
         """First-block caching: keep block 0's output only if the rest is then computed."""

@@ -1,12 +1,14 @@
 """What is said of a video in which nothing was reused: how near it came, wherever the policy measures."""
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import pytest
 from toys import run_scripted
 
 from fsframework.core import Part, Recompute, ReusePolicy, ReuseWarning
+from fsframework.policies import ForecastReuse, FullCompute, MagCache, StaticReuse, TGate
 
 
 @dataclass(frozen=True)
@@ -81,3 +83,27 @@ def test_a_schedule_without_reuse_is_what_was_asked_for(recwarn):
 
 def test_a_schedule_with_reuse_that_did_not_happen_is_a_warning():
     assert "reused nothing" in said_of(Measures(plan=[True, False]))[0]
+
+
+@pytest.mark.parametrize(
+    ("policy", "num_steps"),
+    [
+        (StaticReuse(warmup=4), 4),
+        (MagCache(ratios=[0.5]), 6),
+        (TGate(gate_step=10, warmup=6, drop_branch=False), 6),
+        (ForecastReuse(base=StaticReuse(warmup=4)), 4),
+    ],
+)
+def test_a_plan_that_never_reuses_is_said_to_be_one(policy, num_steps):
+    (said,) = said_of(policy, num_steps)
+    assert said == (
+        f"{type(policy).__name__} reused nothing: its plan for these {num_steps} steps recomputes every one. See its warmup, "
+        f"interval, window or threshold."
+    )
+
+
+@pytest.mark.parametrize("policy", [FullCompute(), StaticReuse(interval=1), ForecastReuse(base=FullCompute())])
+def test_what_was_asked_for_needs_no_warning(policy):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ReuseWarning)
+        run_scripted(policy, lambda block, t: 1.0, num_steps=3, num_blocks=2)
