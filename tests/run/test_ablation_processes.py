@@ -129,7 +129,7 @@ def test_a_grid_of_24_cells_killed_twice_ends_as_one_that_never_was(tmp_path, pi
 def test_two_processes_of_which_one_is_killed_give_the_same_results(tmp_path, pipeline_folder, unbroken):
     arguments = command(tmp_path, pipeline_folder, FEW, "--jobs", "2")
     said = finish(arguments, KILL_AT="3", KILL_MARK=str(tmp_path / "died"))
-    assert "interval=3: its process was killed by signal 9" in said
+    assert "interval=3, per_prompt=2, base=0: its process was killed by signal 9" in said
     assert "going on with it" in said
     assert results(tmp_path / "runs") == few_of(unbroken, tmp_path / "runs")
 
