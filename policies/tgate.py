@@ -6,22 +6,23 @@ from dataclasses import dataclass
 from functools import partial
 
 from fsframework.core import (
+    DISCARD,
     POLICIES,
+    RECOMPUTE,
+    REUSE,
     Branch,
     Call,
     Decision,
     Entry,
     Forecast,
     Part,
-    Recompute,
-    Reuse,
     ReusePolicy,
     Run,
     Site,
     State,
     Synthesize,
 )
-from fsframework.core.schedule import check_every, count_of
+from fsframework.core.schedule import check_every, count_of, plan
 
 
 @dataclass
@@ -52,9 +53,11 @@ class TGate(ReusePolicy[TgateState]):
     (`average`; in the trace a forecast). Both branches' values are cached and the mean is taken when it is used.
 
     Under batched guidance the conditional half of the batch runs alone from g on; under sequential guidance the
-    unconditional call is answered without running. Where the guidance is not known to be such, both run and the trace says
-    `forced`. A model without cross-attention (CogVideoX, and all of joint attention) has only the self-attention, which
-    then is the joint one, and the dropped branch; with the defaults nothing but the latter happens from g on.
+    unconditional call is answered without running, if it comes after the conditional one. Where it comes first, or the
+    guidance is not known to be such, both run, each reusing its own values, and the trace says `forced`.
+
+    A model without cross-attention (CogVideoX, and all of joint attention) has only the self-attention, which then is the
+    joint one, and the dropped branch; with the defaults nothing but the latter happens from g on.
 
     Granularity: sub-module and guidance branch. Caches one value per attention and cross-attention that is reused.
     Host reads: none.
@@ -81,8 +84,8 @@ class TGate(ReusePolicy[TgateState]):
     warmup: int = 2
     """w, self-attention is computed up to and including this step, >= 0."""
     average: bool = True
-    """After the gate, reuse the mean over the guidance branches; False: the conditional branch's own values. Only where
-    the other branch is dropped."""
+    """After the gate, reuse the mean over the guidance branches; False: the conditional branch's own values. Only at steps
+    in which the other branch is dropped."""
     drop_branch: bool = True
     """After the gate, do not run the unconditional branch; False: both branches run, each reusing its own values."""
 
@@ -106,7 +109,9 @@ class TGate(ReusePolicy[TgateState]):
     def start(self, run: Run) -> TgateState:
         """Work out all decisions."""
         gate = self._gate(run)
-        decisions = {part: _decisions(self._computed(part, run)) for part in (Part.ATTENTION, Part.CROSS_ATTENTION)}
+        decisions = {
+            part: plan(self._computed(part, run), run.depth) for part in (Part.ATTENTION, Part.CROSS_ATTENTION)
+        }
         is_guided = run.branch != Branch.JOINT or run.facts.get("guided") is not False
         return TgateState(gate, self.drop_branch and is_guided, decisions)
 
@@ -115,9 +120,9 @@ class TGate(ReusePolicy[TgateState]):
         step = call.step.index
         if site.part is Part.MODEL:
             is_asked = state.drops and call.branch in (Branch.UNCOND, Branch.JOINT)
-            return _DROP if is_asked and step >= state.gate else _DISCARD
+            return _DROP if is_asked and step >= state.gate else DISCARD
         decision = state.decisions[site.part][step]
-        if decision is _REUSE and self.average and self.drop_branch and call.branch == Branch.COND:
+        if decision is REUSE and self.average and self.drop_branch and call.branch == Branch.COND:
             return self._averaged(state, call, site)
         return decision
 
@@ -128,19 +133,19 @@ class TGate(ReusePolicy[TgateState]):
     def schedule(self, run: Run) -> list[bool]:
         """Steps in which the branch runs (of a batch: both) and everything in it is computed."""
         parts = {site.part for site in run.sites} - {Part.MODEL}
-        plans = [self._computed(part, run) for part in parts]
+        computed = [self._computed(part, run) for part in parts]
         last = self._last(run)
-        return [s < last and all(plan[s] for plan in plans) for s in range(run.num_steps)]
+        return [s < last and all(steps[s] for steps in computed) for s in range(run.num_steps)]
 
     def num_cached(self, run: Run) -> int:
         """One value per site that is reused. The half of a guidance batch that runs alone after the gate has its own of the
         self-attention that it computes and reuses, which count half."""
         total, last = 0.0, self._last(run)
         for site in run.sites_of(Part.ATTENTION, Part.CROSS_ATTENTION):
-            plan = _decisions(self._computed(site.part, run))
-            total += _KEEP in plan[:last]
+            decisions = plan(self._computed(site.part, run), run.depth)
+            total += min(decisions[:last].count(RECOMPUTE), run.depth)
             if run.branch == Branch.JOINT:
-                total += (_KEEP in plan[last:]) / 2
+                total += min(decisions[last:].count(RECOMPUTE), run.depth) / 2
         return int(total + 0.5)
 
     def _gate(self, run: Run) -> int:
@@ -162,10 +167,12 @@ class TGate(ReusePolicy[TgateState]):
         ]
 
     def _averaged(self, state: TgateState, call: Call, site: Site) -> Decision:
-        """The mean of both branches' values of the gate step, if that is what is cached."""
+        """The mean of both branches' values of the gate step, if the other is dropped and that is what is cached."""
+        if Branch.UNCOND in call.predictions():  # called before this branch, so it has run after all
+            return REUSE
         both = [call.history(site), call.history(site, Branch.UNCOND)]
         if not all(history and history[-1].step == state.gate - 1 for history in both):
-            return _REUSE
+            return REUSE
         return Forecast(partial(_mean, [history[-1] for history in both]))
 
 
@@ -175,11 +182,4 @@ def _mean(entries: list[Entry], *_: object) -> State:
     return tuple([(a + b) / 2 for a, b in zip(one, other)])
 
 
-def _decisions(computed: list[bool]) -> list[Decision]:
-    """Per step; a value that the next step does not reuse is not kept."""
-    following = [*computed[1:], True]
-    return [(_DISCARD if after else _KEEP) if now else _REUSE for now, after in zip(computed, following)]
-
-
-_KEEP, _DISCARD, _REUSE = Recompute(), Recompute(keep=False), Reuse()
 _DROP = Synthesize(lambda predictions: predictions[Branch.COND].clone(), Branch.UNCOND)

@@ -14,6 +14,9 @@ from fsframework.core.calibration import Curve as Curve
 from fsframework.core.calibration import Fit as Fit
 from fsframework.core.checkpoint import Checkpoint as Checkpoint
 from fsframework.core.checkpoint import LoadedModel as LoadedModel
+from fsframework.core.decision import DISCARD as DISCARD
+from fsframework.core.decision import RECOMPUTE as RECOMPUTE
+from fsframework.core.decision import REUSE as REUSE
 from fsframework.core.decision import Blend as Blend
 from fsframework.core.decision import Decision as Decision
 from fsframework.core.decision import Forecast as Forecast

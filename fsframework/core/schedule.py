@@ -1,6 +1,11 @@
-"""Arithmetic of warmup and cycles, shared by every policy that has them."""
+"""Arithmetic of warmup, cycles and plans, shared by every policy that has them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+
+from fsframework.core.decision import DISCARD, RECOMPUTE, REUSE, Decision
 
 
 def warmup_steps(warmup: float | int, num_steps: int, minimum: int, owner: str) -> int:
@@ -46,7 +51,33 @@ def is_reuse_step(step: int, warmup: int, every: int, phase: int = 0, reuse_step
     return step >= warmup and (step - warmup + phase) % every < limit
 
 
+def plan(recompute: Sequence[bool], depth: int = 1) -> list[Decision]:
+    """What to do with a site at each step, where it is known beforehand which steps recompute it.
+
+    A step that does not is `REUSE`. One that does is `RECOMPUTE`, its value kept, if it is among the newest `depth`
+    recomputed steps before some reuse; else `DISCARD`. With depth 1, C C R C R is DISCARD RECOMPUTE REUSE RECOMPUTE REUSE.
+    """
+    done: list[int] = []
+    decisions: list[Decision] = []
+    for step, recomputed in enumerate(recompute):
+        if recomputed:
+            done.append(step)
+            decisions.append(DISCARD)
+            continue
+        decisions.append(REUSE)
+        for needed in done[-depth:]:
+            decisions[needed] = RECOMPUTE
+    return decisions
+
+
+def most_kept(recompute: Sequence[bool], depth: int = 1) -> int:
+    """How many values of a site are cached at once, at most, where `plan` says what is kept: 0 if nothing is reused."""
+    return min(plan(recompute, depth).count(RECOMPUTE), depth)
+
+
 def check_every(every: int, name: str, owner: str) -> None:
     """Raise ValueError unless `every` is a whole number of steps >= 1."""
+    if not isinstance(every, Integral) or isinstance(every, bool):
+        raise ValueError(f"{owner}: {name}={every!r} must be a whole number of steps")
     if every < 1:
         raise ValueError(f"{owner}: {name}={every} must be at least 1 (1 recomputes every step, 2 every second, ...)")

@@ -122,6 +122,9 @@ class Run:
     """The guidance branch this state is for; a policy's state is made once per branch."""
     facts: Mapping[str, object] = field(default_factory=dict)
     """Model, sampler and device as the adapter knows them; for artifacts to be checked against."""
+    depth: int = 1
+    """How many past values of a site a reuse draws on. More than 1 where a forecast takes the place of the policy's copy: one
+    with a plan then keeps what the forecast goes through, not only the newest value."""
 
     def sites_of(self, *parts: Part) -> list[Site]:
         """The sites of the given parts, in execution order."""
