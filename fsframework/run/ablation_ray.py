@@ -78,8 +78,9 @@ def _init(ray: Any, executor: Executor) -> None:
             options["num_cpus"] = executor.jobs * executor.num_cpus
     try:
         ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ValueError(f"could not reach ray at {address or 'this machine'}: {error}") from error
+    except Exception as error:  # Ray raises plain ones, such as after 30 s on a machine too busy to start it
+        what = "could not start ray here" if address is None else f"could not reach ray at {address}"
+        raise ValueError(f"{what}: {_first_line(error)}") from error
 
 
 def _check_room(ray: Any, todo: Sequence[PlannedCell], executor: Executor) -> None:
