@@ -225,7 +225,9 @@ class ReusePolicy(ABC, Generic[S]):
             if isinstance(model, str) and name in self.published.get(model, {}):
                 return self.published[model][name]
         models = ", ".join(model or "any" for model, options in self.published.items() if name in options)
-        hint = " Or measure it: `fsf calibrate`." if self.calibration() is not None else ""
+        calibration = self.calibration()
+        is_measured = calibration is not None and name not in calibration.fit_options  # those are given to it
+        hint = " Or measure it: `fsf calibrate`." if is_measured else ""
         raise ValueError(
             f"{type(self).__name__}: {name} was published for {models or 'no model'}, not for "
             f"{known[0] or known[1] or 'this model'}; set {name} yourself.{hint}"
