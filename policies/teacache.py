@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fsframework.core import (
@@ -49,7 +49,8 @@ class TeaCache(ReusePolicy[TeaCacheState]):
 
     With m(s) a signal known before the first block, and P a polynomial fitted once per model,
 
-        d <- d + P(mean|m(s) - m(s-1)| / mean|m(s-1)|);   reuse at s  iff  d < threshold, else compute and d = 0
+        p = P(mean|m(s) - m(s-1)| / mean|m(s-1)|);  d <- d + p
+        reuse at s  iff  d < threshold and p > -threshold, else compute and d = 0
 
     m is the first block's input after its norm and modulation (`modulated`) or the timestep embedding (`temb`), and is
     renewed at every step, reused or not. The first and the last step are always computed. A reuse adds the last computed
@@ -66,11 +67,13 @@ class TeaCache(ReusePolicy[TeaCacheState]):
         "relative L1 change of the first block's modulated input (or the timestep embedding), before the first block"
     )
     deviations = (
-        "P may be negative for small changes and then lowers d, as in the released code; a d that is not finite recomputes "
-        "and starts anew. One signal serves the batch, both guidance halves included. The timestep embedding could be "
-        "worked out for all steps before the run, without a read; here it is read like the other signal, one value per "
-        "forward. CogVideoX 1.5 has the coefficients of 5b, as the released code chooses them. Wan's variant with its first "
-        "five steps computed and other coefficients is not here. All streams' residuals are reused, text's included."
+        "A negative P lowers d, as in the released code, but an estimate of -threshold or less recomputes: the polynomial is "
+        "then outside the range it was fitted on, and the released code may reuse to the end of the video. A d that is not "
+        "finite recomputes and starts anew. One signal serves the batch, both guidance halves included. The timestep "
+        "embedding could be worked out for all steps before the run, without a read; here it is read like the other signal, "
+        "one value per forward. CogVideoX 1.5 has the coefficients of 5b, as the released code chooses them; other "
+        "checkpoints of a family (HunyuanVideo from an image) have none. Wan's variant with its first five steps computed "
+        "and other coefficients is not here. All streams' residuals are reused, text's included."
     )
     published = {
         "opensora-1.2": {
@@ -171,18 +174,23 @@ class TeaCache(ReusePolicy[TeaCacheState]):
 
     def decide(self, state: TeaCacheState, call: Call, site: Site) -> Decision:
         """Renew the signal, add its change, compare."""
-        signal, before = call.probe(state.probe), call.kept("signal")
+        signal, before = _signal(call, state.probe), call.kept("signal")
         call.keep("signal", (signal,))
         if before is None or call.step.index in (0, call.step.num_steps - 1):
             state.accumulated = 0.0
             return _RECOMPUTE
         (change,) = call.meter.fetch(call.meter.mean_over_ranks(relative_l1(signal, before[0])))
-        state.accumulated += polynomial(state.coefficients, change)
+        estimate = polynomial(state.coefficients, change)
+        state.accumulated += estimate
         call.log(distance=state.accumulated, threshold=state.threshold, signal_change=change)
-        if -math.inf < state.accumulated < state.threshold:  # not so for NaN
+        if may_reuse(estimate, state.accumulated, state.threshold):
             return _REUSE
         state.accumulated = 0.0
         return _RECOMPUTE
+
+    def option(self, name: str, run: Run) -> Any:
+        """What was published is one checkpoint's own: its polynomial says nothing of others of the family."""
+        return super().option(name, replace(run, facts={k: v for k, v in run.facts.items() if k != "family"}))
 
     def num_kept(self, run: Run) -> int:
         """The last step's signal."""
@@ -202,12 +210,18 @@ class TeaCache(ReusePolicy[TeaCacheState]):
         return self._published_probe(run) or DEFAULT_PROBE
 
     def _published_probe(self, run: Run) -> str | None:
-        known = (self.published.get(str(run.facts.get(fact))) for fact in ("checkpoint", "family"))
-        return next((str(options["probe"]) for options in known if options is not None), None)
+        known = self.published.get(str(run.facts.get("checkpoint")))
+        return None if known is None else str(known["probe"])
 
 
 DEFAULT_PROBE = "modulated"
 DEGREE = 4
+
+
+def _signal(call: Call, probe: str) -> Tensor:
+    """The signal, to be kept: the latent is copied, since the caller owns it and may write to it."""
+    signal = call.probe(probe)
+    return signal.clone() if probe == "latent" else signal
 
 
 def polynomial(coefficients: Sequence[float], x: float) -> float:
@@ -218,12 +232,18 @@ def polynomial(coefficients: Sequence[float], x: float) -> float:
     return value
 
 
+def may_reuse(estimate: float, accumulated: float, threshold: float) -> bool:
+    """Whether a step whose estimate has just been added may be reused; never on values that are not finite."""
+    return estimate > -threshold and -math.inf < accumulated < threshold
+
+
 def num_recomputed(coefficients: Sequence[float], threshold: float, changes: Sequence[float]) -> int:
     """Steps that are computed in a run with these changes of the signal (of step 1, 2, ...): the last one always."""
     accumulated, count = 0.0, 1
     for i, change in enumerate(changes):
-        accumulated += polynomial(coefficients, change)
-        if i == len(changes) - 1 or not accumulated < threshold:
+        estimate = polynomial(coefficients, change)
+        accumulated += estimate
+        if i == len(changes) - 1 or not may_reuse(estimate, accumulated, threshold):
             count, accumulated = count + 1, 0.0
     return count
 
@@ -240,7 +260,7 @@ class ChangeRecorder(ReusePolicy[None]):
         """Always recompute; at the trunk log `signal_change`."""
         if site.part is Part.MODEL:
             return _RECOMPUTE
-        signal, before = call.probe(self.probe), call.kept("signal")
+        signal, before = _signal(call, self.probe), call.kept("signal")
         call.keep("signal", (signal,))
         if before is not None:
             call.log(signal_change=relative_l1(signal, before[0]))
@@ -276,7 +296,8 @@ class TeaCacheCalibration(Calibration):
         return out
 
     def fit(self, records: Mapping[str, Sequence[Mapping[str, Any]]], run: Run) -> Fit:
-        """Least squares over all videos, branches and steps.
+        """Least squares over all videos, branches and steps. `range` are the smallest and largest change of the signal that
+        was measured; beyond them the polynomial is a guess.
 
         Raises:
             ValueError: fewer different changes of the signal than the polynomial has coefficients, or values that are not
@@ -316,7 +337,12 @@ class TeaCacheCalibration(Calibration):
             Curve("steps of all videos", x.tolist(), y.tolist(), *labels, is_line=False),
             Curve("polynomial", line.tolist(), np.polyval(found, line).tolist(), *labels),
         ]
-        return Fit({"coefficients": found, "probe": self.policy.probe_for(run)}, numbers, curves)
+        values = {
+            "coefficients": found,
+            "probe": self.policy.probe_for(run),
+            "range": [float(x.min()), float(x.max())],
+        }
+        return Fit(values, numbers, curves)
 
 
 _RECOMPUTE, _DISCARD, _REUSE = Recompute(), Recompute(keep=False), Reuse()

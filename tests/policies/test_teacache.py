@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -78,6 +79,45 @@ def test_a_polynomial_may_be_negative_and_then_makes_room():
     assert trunk(session) == "CRRRCC"
 
 
+LATTE, COG = (TeaCache.published[name]["coefficients"] for name in ("latte-1", "cogvideox-2b"))
+WAN = TeaCache.published["wan2.1-t2v-14b"]["coefficients"]
+
+
+@quiet
+@pytest.mark.parametrize(
+    ("coefficients", "threshold", "latents", "expected"),
+    [
+        # P(0.01) = 0.078, twice that is above 0.1, and P(1) = -2080 at step 3.
+        (LATTE, 0.1, [1.0, 1.01, 1.0201, 2.0402, 2.0606, 2.0812, 2.1020], "CRCCRCC"),
+        (WAN, 0.14, TENTH, "CCCCCCCC"),  # P(0.1) = -0.63; it is above 0 from 0.13 on
+        (COG, 0.0, [1.001**s for s in range(8)], "CCCCCCCC"),  # P(0.001) = -0.002, and a threshold of 0 never reuses
+        ([1.0, -0.5], 0.5, [1.0, 1.0, 1.25, 1.25], "CCRC"),  # P(0) = -0.5 is outside, P(0.25) = -0.25 is not
+    ],
+)
+def test_an_estimate_far_below_zero_is_outside_the_fit_and_recomputes(coefficients, threshold, latents, expected):
+    session, _, _ = run(TeaCache(probe="latent", coefficients=coefficients, threshold=threshold), latents)
+    assert trunk(session) == expected
+    changes = [abs(b - a) / a for a, b in pairwise(latents)]
+    assert num_recomputed(coefficients, threshold, changes) == expected.count("C")
+
+
+@quiet
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_sampler_that_steps_in_place_is_seen_to_change_the_latent(in_place):
+    policy = TeaCache(threshold=0.25, **LINE)
+    for each in (policy, policy.calibration().rollouts(Run(8, range(8), []))["full"]):
+        model, x = ScriptedDiT(2, lambda block, t: 5.0 + t), torch.ones(1, 4, 2)
+        with torch.no_grad(), ReuseEngine(Probed().bind(model), each, timesteps=list(range(8))) as session:
+            for step in range(8):
+                model(x, torch.tensor([float(step)]))
+                x = x.mul_(1.1) if in_place else x * 1.1
+        assert list(session.trace.logged("signal_change").values()) == pytest.approx(
+            [0.1] * (6 if each is policy else 7), rel=1e-4
+        )
+        if each is policy:
+            assert trunk(session) == "CRRCRRCC"
+
+
 @quiet
 def test_the_first_and_last_step_are_always_computed_and_zero_never_reuses_what_changes_or_not():
     assert trunk(run(TeaCache(threshold=100.0, **LINE), TENTH)[0]) == "CRRRRRRC"
@@ -111,7 +151,7 @@ def test_a_probe_the_model_does_not_have_is_an_error_that_names_it():
 
 
 def test_published_settings_are_those_of_the_checkpoint():
-    run_of = lambda **facts: Run(50, list(range(50)), [], "joint", facts)
+    run_of = lambda **facts: Run(50, list(range(50)), [], "joint", facts=facts)
     state = TeaCache().start(run_of(checkpoint="cogvideox-2b", family="cogvideox"))
     assert (state.probe, state.threshold) == ("temb", 0.1)
     # By hand: P(0.1) = -0.0031065890 + 0.0254732368 - 0.059238046 + 0.175769064 - 0.00361568434.
@@ -120,10 +160,21 @@ def test_published_settings_are_those_of_the_checkpoint():
     assert (state.probe, state.threshold, len(state.coefficients)) == ("modulated", 0.2, 5)
     with pytest.raises(ValueError, match="coefficients was published for opensora-1.2.*Or measure it: `fsf calibrate`"):
         TeaCache().start(run_of(checkpoint="tiny-latte", family="latte"))
-    with pytest.raises(ValueError, match="threshold was published for"):
+    # Calibration measures the polynomial, and is given the threshold.
+    with pytest.raises(ValueError, match="threshold was published for.*; set threshold yourself.$"):
         TeaCache(**LINE).start(run_of(checkpoint="tiny-latte", family="latte"))
     with pytest.raises(ValueError, match="the published coefficients are not of the signal 'modulated'"):
         TeaCache(probe="modulated").start(run_of(checkpoint="cogvideox-2b"))
+
+
+def test_a_published_polynomial_is_its_checkpoints_own_and_not_that_of_another_of_the_family():
+    run_of = lambda **facts: Run(50, list(range(50)), [], "joint", facts={"family": "hunyuan-video", **facts})
+    assert len(TeaCache().start(run_of(checkpoint="hunyuan-video")).coefficients) == 5
+    for other in ({"checkpoint": "hunyuan-video-i2v"}, {}):
+        with pytest.raises(ValueError, match="coefficients was published for"):
+            TeaCache().start(run_of(**other))
+        with pytest.raises(ValueError, match="threshold was published for"):
+            TeaCache(coefficients=[1.0, 0.0]).start(run_of(**other))
 
 
 def test_every_published_polynomial_has_five_coefficients_and_a_signal():
@@ -153,7 +204,7 @@ def test_an_artifact_gives_polynomial_and_signal_and_is_checked(tmp_path):
 def calibrate(policy, videos):
     """`videos`: (latents, outputs) of each."""
     calibration, records = policy.calibration(), []
-    facts = Run(len(videos[0][0]), [], [], "joint", {})
+    facts = Run(len(videos[0][0]), [], [])
     for latents, outputs in videos:
         session, _, _ = run(calibration.rollouts(facts)["full"], latents, outputs)
         assert set(session.trace.column("decision")) == {"recompute"}
@@ -178,6 +229,7 @@ def test_calibration_pairs_the_changes_of_signal_and_output_and_fits_the_polynom
     fitted = [polynomial(fit.values["coefficients"], c) for c in changes]
     assert fitted == pytest.approx([polynomial(truth, c) for c in changes], abs=1e-5)
     assert fit.values["probe"] == "latent"
+    assert fit.values["range"] == pytest.approx([0.1, 0.6], rel=1e-4)
     assert fit.numbers["R^2"] == pytest.approx(1.0, abs=1e-5)
     assert fit.numbers["residual standard deviation"] < 1e-5
     assert fit.numbers["points"] == 6
