@@ -71,14 +71,20 @@ class MagCache(ReusePolicy[MagCacheState]):
     deviations = (
         "No published table of ratios is shipped: they are measured. e sums |1 - a|, as in the paper and the general code; "
         "the released Open-Sora script sums 1 - a, which can cancel. Not here: that script's ring of three residuals and "
-        "the FLUX script's forced step. max_consecutive of HunyuanVideo was not found and is that of Wan 2.1."
+        "the FLUX script's forced step. The number of retained steps is rounded down, as released; diffusers rounds it to the "
+        "nearest (28 steps: 5 here, 6 there). The table's first entry, which no run measures, is never used, also where a run "
+        "of more steps would take it as the nearest. max_consecutive of HunyuanVideo was not found and is that of Wan 2.1. "
+        "Checkpoints that are not named have the defaults of diffusers."
     )
     published = {
         "": {"threshold": 0.06, "max_consecutive": 3, "retention": 0.2},
         "opensora": {"threshold": 0.12, "max_consecutive": 3, "retention": 0.2},
-        "wan": {"threshold": 0.24, "max_consecutive": 6, "retention": 0.2},
+        "wan2.1-t2v-1.3b": {"threshold": 0.24, "max_consecutive": 6, "retention": 0.2},
+        "wan2.1-t2v-14b": {"threshold": 0.24, "max_consecutive": 6, "retention": 0.2},
         "hunyuan-video": {"threshold": 0.24, "max_consecutive": 6, "retention": 0.2},
-        "flux": {"threshold": 0.24, "max_consecutive": 5, "retention": 0.1},
+        # By its own name, or it would be taken for its family, which is called as the checkpoint above.
+        "hunyuan-video-i2v": {"threshold": 0.06, "max_consecutive": 3, "retention": 0.2},
+        "flux-dev": {"threshold": 0.24, "max_consecutive": 5, "retention": 0.1},
     }
     example = {"ratios": [0.98]}
     never = {"max_consecutive": 0}
@@ -87,13 +93,13 @@ class MagCache(ReusePolicy[MagCacheState]):
 
     threshold: float | None = None
     """On the accumulated error, >= 0. Higher reuses more: faster, further from the reference. None is as published: 0.12
-    for Open-Sora (the fast setting there is 0.24 with max_consecutive 5), 0.24 for Wan, HunyuanVideo and FLUX, else 0.06,
-    the default of diffusers."""
+    for Open-Sora (the fast setting there is 0.24 with max_consecutive 5), 0.24 for Wan 2.1 from text, HunyuanVideo and
+    FLUX.1-dev, else 0.06, the default of diffusers."""
     max_consecutive: int | None = None
     """K, at most so many reused steps in a row, >= 0; 0 never reuses. None is as published: 3, 5 or 6."""
     retention: float | None = None
     """Share of leading steps that are always computed, 0.0 to 1.0; the first step always is. None is as published: 0.1
-    for FLUX, else 0.2."""
+    for FLUX.1-dev, else 0.2."""
     ratios: list[float] | None = None
     """The table, one ratio per step of the run it was measured in, the first unused; for all branches. With another number
     of steps each takes the nearest one's. A single number holds for every step."""
@@ -178,9 +184,11 @@ class MagCache(ReusePolicy[MagCacheState]):
 
 
 def nearest(table: Sequence[float], num_steps: int) -> list[float]:
-    """The table for another number of steps: first to first, last to last, in between the nearest."""
+    """The table for another number of steps: last to last, in between the nearest. Its first entry is no measured ratio,
+    so it is for the first step alone."""
     scale = (len(table) - 1) / (num_steps - 1) if num_steps > 1 else 0.0
-    return [table[round(step * scale)] for step in range(num_steps)]
+    first = min(1, len(table) - 1)
+    return [table[0], *(table[max(round(step * scale), first)] for step in range(1, num_steps))]
 
 
 @dataclass(frozen=True)

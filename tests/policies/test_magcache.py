@@ -15,7 +15,7 @@ quiet = pytest.mark.filterwarnings("ignore::fsframework.core.review.ReuseWarning
 
 
 def plan(policy, num_steps=10, branch="joint", **facts):
-    run = Run(num_steps, list(range(num_steps)), [], branch, facts)
+    run = Run(num_steps, list(range(num_steps)), [], branch, facts=facts)
     return "".join("C" if computed else "R" for computed in policy.schedule(run))
 
 
@@ -59,20 +59,30 @@ def test_the_table_enters_from_the_first_step_after_the_retained_ones_only():
     assert plan(MagCache(ratios=ratios, threshold=0.07, retention=0.4, max_consecutive=9), 5) == "CCRRR"
 
 
-def test_published_settings_are_taken_by_family():
+def test_published_settings_are_taken_by_model():
     options = dict(ratios=[0.98])  # e = 0.02, 0.0596, 0.1184, 0.1960, 0.2921
     assert plan(MagCache(**options)) == "CCRRCRRCRR"  # 0.06
     assert plan(MagCache(**options), family="opensora") == "CCRRRCRRRC"  # 0.12, 3
-    assert plan(MagCache(**options), family="wan") == "CCRRRRCRRR"  # 0.24
-    assert plan(MagCache(**options), family="flux") == "CRRRRCRRRR"  # 0.1 retained
-    assert plan(MagCache(threshold=0.03, **options), family="flux") == "CRCRCRCRCR"
+    assert plan(MagCache(**options), family="wan", checkpoint="wan2.1-t2v-14b") == "CCRRRRCRRR"  # 0.24
+    assert plan(MagCache(**options), family="flux", checkpoint="flux-dev") == "CRRRRCRRRR"  # 0.1 retained
+    assert plan(MagCache(threshold=0.03, **options), checkpoint="flux-dev") == "CRCRCRCRCR"
+    assert plan(MagCache(**options), family="hunyuan-video", checkpoint="hunyuan-video") == "CCRRRRCRRR"
+
+
+@pytest.mark.parametrize(
+    ("family", "checkpoint"),
+    [("wan", "wan2.2-ti2v-5b"), ("flux", "flux-kontext-dev"), ("hunyuan-video", "hunyuan-video-i2v")],
+)
+def test_another_checkpoint_of_a_family_does_not_have_the_published_settings(family, checkpoint):
+    assert plan(MagCache(ratios=[0.98]), family=family, checkpoint=checkpoint) == "CCRRCRRCRR"  # 0.06
 
 
 @pytest.mark.parametrize(
     ("table", "num_steps", "expected"),
     [
         ([1, 2, 3], 3, [1, 2, 3]),
-        ([1, 2, 3], 5, [1, 1, 2, 3, 3]),  # 0, 0.5, 1, 1.5, 2; halves go to the even index, as in the released code
+        ([1, 2, 3, 4], 7, [1, 2, 2, 3, 3, 3, 4]),  # 0, 0.5, 1, 1.5, ..., 3; halves go to the even index, as released
+        ([5, 1, 1, 1], 8, [5, 1, 1, 1, 1, 1, 1, 1]),  # the first entry is no measured ratio and is for step 0 alone
         ([1, 2, 3, 4, 5], 3, [1, 3, 5]),
         ([1, 2, 3], 1, [1]),
         ([7], 4, [7, 7, 7, 7]),
