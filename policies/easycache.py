@@ -57,9 +57,10 @@ class EasyCache(ReusePolicy[EasyCacheState]):
     there). Under sequential guidance the cond branch's numbers decide for all branches of the step, whichever is called
     first; under batched guidance the batch decides as one.
 
-    Granularity: the whole model, head included. Caches the latent-sized v - x and keeps two latents and one prediction:
-    far less than one hidden state. Host reads: one per step, before the model. Source: EasyCache (arXiv:2507.02860,
-    github.com/H-EmbodVis/EasyCache). v - x mixes two noise levels and suits flow matching, where v is about noise - x.
+    Granularity: the whole model, head included. Caches the latent-sized v - x and keeps two latents and one prediction
+    (a branch that follows keeps one latent): far less than one hidden state. Host reads: one per step, before the model.
+    Source: EasyCache (arXiv:2507.02860, github.com/H-EmbodVis/EasyCache). v - x mixes two noise levels and suits flow
+    matching, where v is about noise - x.
     """
 
     paper = "EasyCache, arXiv:2507.02860"
@@ -106,7 +107,7 @@ class EasyCache(ReusePolicy[EasyCacheState]):
         """Once a step, with cond's numbers; the other branches follow."""
         latent, before = call.input()[0], call.kept("latent")
         call.keep("latent", (latent.clone(),))  # the caller owns the latent, and may write to it
-        leader = state if call.branch in (Branch.COND, Branch.JOINT) else call.state_of(Branch.COND)
+        leader = state if call.branch in LEADERS else call.state_of(Branch.COND)
         if not isinstance(leader, EasyCacheState):
             return _RECOMPUTE
         if leader.step != call.step.index:
@@ -128,7 +129,9 @@ class EasyCache(ReusePolicy[EasyCacheState]):
         return leader.error < leader.threshold  # not so for NaN and inf
 
     def observe(self, state: EasyCacheState, call: Call, site: Site, fresh: State, cached: Entry | None) -> None:
-        """Measure the rate between this computed step and the one before."""
+        """Measure the rate between this computed step and the one before. Nobody asks for that of a branch that follows."""
+        if call.branch not in LEADERS:
+            return
         latent, prediction = call.kept("latent"), fresh[0]
         assert latent is not None
         old_latent, old_prediction = call.kept("computed_latent"), call.kept("prediction")
@@ -142,8 +145,12 @@ class EasyCache(ReusePolicy[EasyCacheState]):
         call.keep("prediction", (prediction.clone(),))
 
     def num_kept(self, run: Run) -> int:
-        """The latents of the last step and of the last computed one, and the last prediction."""
-        return 3
+        """The latent of the last step; where the branch decides, that of the last computed one and the last prediction too."""
+        return 3 if run.branch in LEADERS else 1
+
+
+LEADERS = (Branch.COND, Branch.JOINT)
+"""Branches whose numbers decide."""
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:

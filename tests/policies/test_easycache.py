@@ -6,6 +6,7 @@ import pytest
 import torch
 from toys import ScriptedDiT, SmoothDiT, run_smooth, toy_session
 
+from fsframework.core import Run
 from fsframework.policies.easycache import EasyCache
 
 quiet = pytest.mark.filterwarnings("ignore::fsframework.core.review.ReuseWarning")
@@ -126,6 +127,16 @@ def test_published_settings_are_taken_by_family_and_given_ones_come_first():
 def test_what_is_cached_and_kept_is_four_latents():
     session, _, _ = run(EasyCache(warmup=2), RISING, [5.0] * 8)
     assert session.cache.peak_bytes == 4 * (4 * 2 * 4)
+
+
+@pytest.mark.parametrize("order", [("cond", "uncond"), ("uncond", "cond")])
+def test_a_branch_that_follows_keeps_its_latent_alone(order):
+    policy = EasyCache(warmup=2)
+    session, _, _ = run(policy, RISING, [5.0] * 8, order)
+    assert session.trace.decisions("model", "uncond") == "CCRRRRRC"
+    kept = [policy.num_kept(Run(8, RISING, [], branch)) for branch in ("joint", "cond", "uncond")]
+    assert kept == [3, 3, 1]
+    assert session.cache.peak_bytes == (4 + 2) * (4 * 2 * 4)  # cond 1 and 3, uncond 1 and 1
 
 
 def test_a_caller_that_writes_into_latent_and_prediction_changes_nothing():
