@@ -55,9 +55,9 @@ class SmoothCache(ReusePolicy[SmoothCacheState]):
     i+1..i+k, go on at i+k+1; where there is no such k, i+1 is computed. The last step is always computed. All blocks
     follow the schedule of their kind. The artifact holds the errors, so one serves every alpha.
 
-    For another number of steps the errors are interpolated, with a warning: steps of the run are placed among the measured
-    ones by their timestep, and e is taken linearly between measured steps and lags (0 at lag 0). A lag beyond the longest
-    measured one is not reused.
+    For another number of steps, or other timesteps, the errors are interpolated, with a warning: steps of the run are
+    placed among the measured ones by their timestep, and e is taken linearly between measured steps and lags (0 at lag 0).
+    A lag beyond the longest measured one is not reused.
 
     Granularity: sub-modules of a kind. Caches every sub-module's output, before its gate. Host reads: none. Calibration
     keeps the last `max_lag` outputs of every sub-module. Source: arXiv:2411.10510 and its released code.
@@ -67,7 +67,7 @@ class SmoothCache(ReusePolicy[SmoothCacheState]):
     signal = "the step's number, and errors measured offline"
     deviations = (
         "Spatial and temporal blocks have schedules of their own. The error is relative to the older value; whether the "
-        "release divides by the older or the newer is unverified. Interpolation to other numbers of steps is ours."
+        "release divides by the older or the newer is unverified. Interpolation to other steps is ours."
     )
     parts = frozenset({Part.ATTENTION, Part.CROSS_ATTENTION, Part.MLP})
     example = {"steps": {"attention": [0, 3, 6], "cross_attention": [0, 5], "mlp": [0, 2, 4, 6]}}
@@ -103,11 +103,13 @@ class SmoothCache(ReusePolicy[SmoothCacheState]):
                 raise ValueError(f"smoothcache: steps of {kind!r} must be numbers of steps from 0; got {list(steps)}")
 
     def start(self, run: Run) -> SmoothCacheState:
-        """Make the schedule of each kind.
+        """Make the schedule of each kind; say so where the errors are of other steps.
 
         Raises:
             ValueError: neither an artifact nor steps, or an artifact of another model.
         """
+        if self.artifact is not None:
+            Artifact.load(self.artifact, "smoothcache").check(run, interpolates=("num_steps", "latent_shape"))
         schedules = self._schedules(run)
         return SmoothCacheState({site: schedules[kind_of(site)] for site in run.sites})
 
@@ -141,7 +143,6 @@ class SmoothCache(ReusePolicy[SmoothCacheState]):
                 "(or schedules by hand: steps={attention: [0, 2, 4]})"
             )
         artifact = Artifact.load(self.artifact, "smoothcache")
-        artifact.check(run, interpolates=("num_steps", "latent_shape"))
         measured, timesteps = artifact.values["errors"], artifact.values["timesteps"]
         missing = [kind for kind in kinds if kind not in measured]
         if missing:
@@ -152,7 +153,7 @@ class SmoothCache(ReusePolicy[SmoothCacheState]):
         out = {}
         for kind in kinds:
             errors = measured[kind]
-            if len(timesteps) != run.num_steps:
+            if not _same(timesteps, run.timesteps):
                 errors = interpolated(errors, timesteps, run.timesteps)
             out[kind] = greedy(errors, self.alpha, run.num_steps)
         return out
@@ -173,6 +174,12 @@ def greedy(errors: Errors, alpha: float, num_steps: int) -> list[bool]:
         lags = [k for k in range(1, len(errors) + 1) if step + k < num_steps - 1 and errors[k - 1][step] <= alpha]
         step += max(lags, default=0) + 1
     return computes
+
+
+def _same(measured: Sequence[float], timesteps: Sequence[float]) -> bool:
+    """Whether two runs have the same timesteps, to a part in ten thousand as `Artifact.check` compares them."""
+    scale = max(1.0, *(abs(t) for t in measured))
+    return len(measured) == len(timesteps) and all(abs(a - b) <= 1e-4 * scale for a, b in zip(measured, timesteps))
 
 
 def interpolated(errors: Errors, measured: Sequence[float], timesteps: Sequence[float]) -> list[list[float]]:

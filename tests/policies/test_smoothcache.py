@@ -1,6 +1,7 @@
 """SmoothCache: errors, greedy scan and interpolation worked out by hand."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -130,6 +131,29 @@ def test_another_number_of_steps_is_carried_over_with_a_warning_and_another_mode
         SmoothCache(artifact=path).start(Run(5, range(5), [MLP], facts={"family": "wan"}))
     with pytest.raises(ValueError, match=r"errors of joint.attention, joint.mlp, and none of this model's spatial.mlp"):
         SmoothCache(artifact=path).start(Run(5, run.timesteps[::2], [Site(Part.MLP, Kind.SPATIAL, 0, 1)]))
+
+
+def test_as_many_steps_at_other_timesteps_are_placed_by_their_timestep(tmp_path):
+    # Errors of 0.05 from timesteps of 400 and less on, of 0.9 before.
+    even = [1000.0 - 125 * i for i in range(8)]
+    errors = [[0.05 if even[i] <= 400 else 0.9 for i in range(8 - k)] for k in (1, 2, 3)]
+    path = artifact(tmp_path / "a.json", {"joint.mlp": errors}, 8, even)
+    shifted = [5000 * t / (1000 + 4 * t) for t in even]  # 1000, 972, 938, 893, 833, 750, 625, 417
+    policy = SmoothCache(alpha=0.1, artifact=path)
+    assert text(policy.schedule(Run(8, even, [MLP]))) == "CCCCCCRC"
+    assert text(policy.schedule(Run(8, [t + 0.01 for t in even], [MLP]))) == "CCCCCCRC"
+    assert text(policy.schedule(Run(8, shifted, [MLP]))) == "CCCCCCCC"
+
+
+def test_that_errors_are_carried_over_is_said_once_at_the_start(tmp_path):
+    path = artifact(tmp_path / "a.json", both(5, 0.2, 0.2), 5)
+    policy, run = SmoothCache(alpha=0.2, artifact=path), Run(9, range(9), [MLP])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        policy.start(run)
+        policy.schedule(run)
+        policy.num_cached(run)
+    assert [w.category for w in said] == [ReuseWarning]
 
 
 class Said(nn.Module):
