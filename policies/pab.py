@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,14 +27,14 @@ class PyramidAttentionBroadcast(ReusePolicy[PabState]):
 
     With r the range of a site's kind and t(s) the timestep of step s, the site is reused iff
 
-        s mod r != 0   and   window_low < t(s) < window_high
+        s mod r != 0   and   window_low < floor(t(s)) < window_high
 
-    where s counts from the video's first step, not from the window's. r = 1 never reuses. MLPs of the blocks in
-    `mlp_blocks` have windows of their own: for each (first, last) in `mlp_windows` the step nearest to timestep `first` is
-    computed and the following ones up to the step nearest to `last` are reused. VideoSys instead lists exact integer
-    timesteps and how many steps follow; those are steps of one step count (and, for Open-Sora, of one video size), and at
-    any other nothing ever matches. The published windows give its very steps at its own step counts (Latte: 50 steps,
-    Open-Sora: 30) and the same stretch of noise levels at others.
+    (without the floor where the timesteps are 1 to 0), where s counts from the video's first step, not from the window's.
+    r = 1 never reuses. MLPs of the blocks in `mlp_blocks` have windows of their own: for each (first, last) in
+    `mlp_windows` the step nearest to timestep `first` is computed and the following ones up to the step nearest to `last`
+    are reused. VideoSys instead lists exact integer timesteps and how many steps follow; those are steps of one step count
+    (and, for Open-Sora, of one video size), and at any other nothing ever matches. The published windows give its very
+    steps at its own step counts (Latte: 50 steps, Open-Sora: 30) and the same stretch of noise levels at others.
 
     Granularity: sub-module. Caches one value per site that is ever reused: 4 hidden states per layer of a model of spatial
     and temporal blocks with cross-attention, and the few MLPs. Host reads: none; VideoSys reads the timestep back to the
@@ -159,7 +160,9 @@ class PyramidAttentionBroadcast(ReusePolicy[PabState]):
         else:
             name = {Kind.SPATIAL: "spatial", Kind.TEMPORAL: "temporal"}.get(site.kind, "joint")
         every, low, high = (self.option(option, run) for option in (name, "window_low", "window_high"))
-        return tuple([s % every != 0 and low < t < high for s, t in enumerate(run.timesteps)])
+        # VideoSys compares whole timesteps: of 450.33, 450 is not above a low end of 450.
+        times = [math.floor(t) for t in run.timesteps] if max(run.timesteps, default=0) > 1 else run.timesteps
+        return tuple([s % every != 0 and low < t < high for s, t in enumerate(times)])
 
 
 def _within(windows: Windows, timesteps: Sequence[float]) -> tuple[bool, ...]:

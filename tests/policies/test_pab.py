@@ -44,6 +44,13 @@ def test_the_window_is_open_at_both_ends_and_the_phase_counts_from_the_first_ste
     assert plan(site(kind=Kind.TEMPORAL), timesteps, "opensora") == "CCRRCCC"  # first reuse is step 2, not step 3
 
 
+def test_whole_timesteps_are_compared_with_the_window_but_not_those_of_one_to_zero():
+    timesteps = [940.0, 930.4, 800.0, 451.0, 451.0, 450.33]  # Open-Sora at 144 x 256 comes to 450.33
+    assert plan(site(), timesteps, "opensora") == "CCCRCC"
+    assert plan(site(), [940.0, 930.99, 930.5, 929.9], "opensora") == "CCCR"
+    assert plan(site(), [1.0, 0.8, 0.5, 0.3], window_low=0.2, window_high=0.9, spatial=2) == "CRCR"
+
+
 @pytest.mark.parametrize(
     ("family", "kind", "timesteps", "expected"),
     [
