@@ -47,8 +47,8 @@ class Foresight(ReusePolicy[ForesightState]):
     delta_l <= gamma * lambda_l. Each block (spatial and temporal apart) and each guidance branch decides alone.
 
     Granularity: block. Caches every block's output: 2 hidden states per spatial-temporal layer pair, 1 per joint block.
-    Host reads: one per eligible forward, asynchronous and a step old. Distances are float32 and measured on the video
-    stream only; all streams are cached and restored together.
+    Host reads: one per eligible forward, asynchronous and a step old. Distances are float32, one for the whole batch,
+    guidance halves and prompts alike, and measured on the video stream only; all streams are cached and restored together.
 
     Departures from the released code (which has another threshold, jumps over prefixes and never resets) are all in
     docs/footguns.md; `ForesightRelease` reproduces that code.
@@ -61,7 +61,9 @@ class Foresight(ReusePolicy[ForesightState]):
     paper = "Foresight, arXiv:2506.00329 (NeurIPS 2025)"
     signal = "each block's mean squared change at its last computation, known at the end of that step"
     deviations = (
-        "None in the default setting; options add residual storage, lag correction and elimination of dead blocks."
+        "Written from summaries of the paper. Assumed: the phase of the cycle, whose first step after the warmup may reuse "
+        "(phase=0), and that delta is refreshed whenever a block is computed. Options add residual storage, lag correction, "
+        "another reduction and elimination of dead blocks; all are off by default."
     )
     never = {"recompute_every": 1}
     host_reads_per_step: ClassVar[int] = 1
