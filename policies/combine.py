@@ -231,6 +231,13 @@ class Combined(ReusePolicy[CombinedState]):
         """Their sum."""
         return sum(policy.num_host_reads(own) for policy, own in zip(self.policies, self._own_runs(run), strict=True))
 
+    def inner(self, run: Run) -> Sequence[tuple[str, ReusePolicy[Any], Run]]:
+        """Each policy with its own sites; in place of one that holds others, those."""
+        out: list[tuple[str, ReusePolicy[Any], Run]] = []
+        for i, (policy, own) in enumerate(zip(self.policies, self._own_runs(run), strict=True)):
+            out += policy.inner(own) or [(self._name(i), policy, own)]
+        return out
+
     # A forward.
 
     def start(self, run: Run) -> CombinedState:

@@ -211,6 +211,14 @@ class ReusePolicy(ABC, Generic[S]):
         """How the numbers this policy needs are measured for a model (`fsf calibrate`); None where it needs none."""
         return None
 
+    def inner(self, run: Run) -> Sequence[tuple[str, ReusePolicy[Any], Run]]:
+        """The policies inside that decide about sites of their own: each one's name, itself, and the run as it sees it, so
+        that a review can say of each whether it reused. By default those of the policies in `policy_fields`, which all see
+        the whole run; one that shares the sites out says here how."""
+        held = [getattr(self, name) for name in self.policy_fields]
+        policies = [p for value in held for p in (value if isinstance(value, (list, tuple)) else [value])]
+        return [one for policy in policies for one in policy.inner(run)]
+
     def option(self, name: str, run: Run) -> Any:
         """An option's value for a run: as given, or where it is None as published for the run's checkpoint or family.
 

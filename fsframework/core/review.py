@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from fsframework.core.policy import ReusePolicy
-from fsframework.core.site import Run
+from fsframework.core.site import Part, Run
 from fsframework.core.trace import RECOMPUTE, Trace
 
 
@@ -27,18 +28,46 @@ def review(trace: Trace, policy: ReusePolicy[Any], run: Run | None) -> dict[str,
             f"{len(broken)} of {len(distances)} distances are not finite; first: {value} at {trace.site[row].name}, step "
             f"{trace.step[row]}. Such blocks are recomputed. The activations themselves overflow; try bfloat16 or float32."
         )
+    name = type(policy).__name__
+    if all(d == RECOMPUTE for d in trace.decision):
+        idle = _idle(name, policy, run, trace, range(len(trace)))
+        return {**out, "nothing": idle} if idle else out
+    passed = _passed_over(trace)
+    for i, (inner, one, own) in enumerate(policy.inner(run) if run is not None else ()):
+        sites = set(own.sites)
+        rows = [row for row, site in enumerate(trace.site) if site in sites and row not in passed]
+        if all(trace.decision[row] == RECOMPUTE for row in rows):
+            idle = _idle(f"In {name}, {inner}", one, own, trace, rows)
+            if idle:
+                out[f"nothing {i}"] = idle
+    return out
+
+
+def _idle(name: str, policy: ReusePolicy[Any], run: Run | None, trace: Trace, rows: Sequence[int]) -> str | None:
+    """What to say of a policy that reused nothing in its rows of the trace; None where that was asked for."""
     schedule = policy.schedule(run) if run is not None else None
     is_plan = bool(schedule) and all(schedule or ())
-    if any(d != RECOMPUTE for d in trace.decision) or _is_asked_for(policy, is_plan):
-        return out
-    name, num_steps = type(policy).__name__, len(trace.timesteps)
+    if _is_asked_for(policy, is_plan):
+        return None
+    num_steps, num_asked = len(trace.timesteps), len({trace.step[row] for row in rows})
     if is_plan:
-        out["nothing"] = (
+        return (
             f"{name} reused nothing: its plan for these {num_steps} steps recomputes every one. See its warmup, interval, "
             f"window or threshold."
         )
-    else:
-        out["nothing"] = f"{name} reused nothing in {num_steps} steps.{_nearest(trace)}"
+    steps = f"{num_steps} steps" if num_asked == num_steps else f"the {num_asked} of {num_steps} steps it was asked in"
+    return f"{name} reused nothing in {steps}.{_nearest(trace, rows)}"
+
+
+def _passed_over(trace: Trace) -> set[int]:
+    """Rows that say what an outer trunk or span decided: its blocks, and spans inside it, were not asked."""
+    out: set[int] = set()
+    step, branch, stop = -1, "", -1  # where a region was put in place last, and the block it ends before
+    for row, site in enumerate(trace.site):
+        if (trace.step[row], trace.branch[row]) == (step, branch) and site.start < stop:
+            out.add(row)
+        elif site.part in (Part.TRUNK, Part.SPAN) and trace.decision[row] != RECOMPUTE:
+            step, branch, stop = trace.step[row], trace.branch[row], site.stop
     return out
 
 
@@ -56,12 +85,13 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _nearest(trace: Trace) -> str:
+def _nearest(trace: Trace, rows: Sequence[int]) -> str:
     """How near a video came to its first reuse: the smallest distance, the largest threshold, and, as these may be of
     different sites, where a distance came nearest to its own threshold. Wherever they were logged: at blocks, their parts,
     the trunk or the model."""
-    distances = {row: d for row, d in trace.logged("distance").items() if math.isfinite(d)}
-    thresholds = {row: t for row, t in trace.logged("threshold").items() if math.isfinite(t)}
+    own = set(rows)
+    distances = {row: d for row, d in trace.logged("distance").items() if row in own and math.isfinite(d)}
+    thresholds = {row: t for row, t in trace.logged("threshold").items() if row in own and math.isfinite(t)}
     if not distances:
         return " No distance was logged."
     out = f" Smallest distance {min(distances.values()):.3g}"

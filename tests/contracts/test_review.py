@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pytest
 from toys import run_scripted
 
-from fsframework.core import Part, Recompute, ReusePolicy, ReuseWarning
-from fsframework.policies import ForecastReuse, FullCompute, MagCache, StaticReuse, TGate
+from fsframework.core import Part, Recompute, Reuse, ReusePolicy, ReuseWarning
+from fsframework.policies import Combined, ForecastReuse, FullCompute, MagCache, StaticReuse, TGate
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,31 @@ def test_a_plan_that_never_reuses_is_said_to_be_one(policy, num_steps):
         f"{type(policy).__name__} reused nothing: its plan for these {num_steps} steps recomputes every one. See its warmup, "
         f"interval, window or threshold."
     )
+
+
+def test_a_policy_inside_a_combination_that_reused_nothing_is_named():
+    # The outer one reuses the trunk every second step; the block policy inside measures 0.5 and 0.25 against 0.2, and never reuses.
+    @dataclass(frozen=True)
+    class Outer(ReusePolicy):
+        parts = frozenset({Part.TRUNK})
+
+        def decide(self, state, call, site):
+            return Reuse() if call.step.index % 2 else Recompute()
+
+    blocks = Measures(pairs=((0.5, 0.2), (0.25, 0.2)))
+    never = Combined([Measures(plan=[True] * 4), Outer()])  # states no reuse beforehand: asked for
+    for policy, name in (
+        (Combined([Outer(), blocks]), "In Combined, Measures"),
+        (Combined([Combined([blocks, Outer()])]), "In Combined, Measures"),
+        (ForecastReuse(base=Combined([Outer(), blocks])), "In ForecastReuse, Measures"),
+    ):
+        # Blocks that the trunk passed over stand in the trace as reused, but it was not the block policy that did so.
+        assert said_of(policy, num_steps=4) == [
+            f"{name} reused nothing in the 2 of 4 steps it was asked in. Smallest distance 0.25, largest threshold 0.2."
+        ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ReuseWarning)
+        run_scripted(never, lambda block, t: 1.0, num_steps=4, num_blocks=2)
 
 
 @pytest.mark.parametrize("policy", [FullCompute(), StaticReuse(interval=1), ForecastReuse(base=FullCompute())])
