@@ -75,8 +75,15 @@ class BlockDance(ReusePolicy[DanceState]):
         """Find block i.
 
         Raises:
-            ValueError: the model has fewer blocks.
+            ValueError: the model has fewer blocks, or the window's ends, of which one is a fraction of the steps and the
+                other a number, are not in order.
         """
+        start, stop = self._window(run)
+        if start >= stop and type(self.window_start) is not type(self.window_stop):
+            raise ValueError(
+                f"blockdance: window_start={self.window_start} is step {start} of {run.num_steps}, which must be below "
+                f"window_stop={self.window_stop}, step {stop}"
+            )
         total = len(run.sites)
         count = max(count_of(self.blocks, total), 1)
         if count > total:
@@ -93,12 +100,15 @@ class BlockDance(ReusePolicy[DanceState]):
 
     def schedule(self, run: Run) -> list[bool]:
         """Every step outside the window, and the first of each group inside."""
-        start, stop = (count_of(value, run.num_steps) for value in (self.window_start, self.window_stop))
+        start, stop = self._window(run)
         return [not start <= s < stop or (s - start) % self.interval == 0 for s in range(run.num_steps)]
 
     def num_cached(self, run: Run) -> int:
         """The output of block i, if it is ever reused."""
         return int(not all(self.schedule(run)))
+
+    def _window(self, run: Run) -> tuple[int, int]:
+        return count_of(self.window_start, run.num_steps), count_of(self.window_stop, run.num_steps)
 
 
 _KEEP, _DISCARD = Recompute(), Recompute(keep=False)

@@ -147,7 +147,7 @@ class ForecastReuse(ReusePolicy[Any]):
         return self.base.calibration()
 
     def num_cached(self, run: Run) -> int:
-        """`order + 1` values where the base keeps one. Exact where the base is equally deep everywhere; else at most this."""
+        """`order + 1` values where the base keeps one. At most this: a base that discards values has fewer to go through."""
         depths = {self.base.depth_of(site) for site in run.sites}
         cached: int = self.base.num_cached(run)
         if len(depths) == 1:

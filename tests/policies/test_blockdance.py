@@ -98,6 +98,15 @@ def test_options_that_make_no_sense(options, message):
         BlockDance(**options)
 
 
+@pytest.mark.parametrize(("start", "stop"), [(0.5, 3), (0.5, 5), (9, 0.9)])
+def test_a_window_of_a_fraction_and_a_number_is_checked_when_the_steps_are_known(start, stop):
+    policy = BlockDance(window_start=start, window_stop=stop)
+    with pytest.raises(ValueError, match=rf"window_start={start} is step .* must be below window_stop={stop}, step "):
+        run_scripted(policy, lambda b, t: t, 10)
+    session, _, _ = run_scripted(BlockDance(window_start=0.5, window_stop=8), lambda b, t: t, 10, num_blocks=2)
+    assert letters(session)["joint.0"] == "CCCCCCRCCC"
+
+
 def test_a_model_of_fewer_blocks_is_an_error():
     with pytest.raises(ValueError, match="blocks=9, but this model has 4 blocks"):
         run_scripted(BlockDance(blocks=9), lambda b, t: t, 4, num_blocks=4)
