@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fsframework.core import POLICIES, Call, Decision, Recompute, Reuse, ReusePolicy, Run, Site
-from fsframework.core.schedule import check_every, count_of
+from fsframework.core import DISCARD, POLICIES, RECOMPUTE, REUSE, Call, Decision, Reuse, ReusePolicy, Run, Site
+from fsframework.core.options import check_types
+from fsframework.core.schedule import check_every, count_of, most_kept, plan
 
 
 @dataclass
@@ -14,8 +15,8 @@ class DanceState:
 
     last: Site
     """The last of the leading blocks that are passed over; the only one whose output is kept."""
-    reused: list[bool]
-    """Per step, whether they are passed over."""
+    decisions: list[Decision]
+    """Per step, what to do with them: to keep or to discard the output of the last, or to pass them over."""
 
 
 @POLICIES.register("blockdance")
@@ -50,6 +51,7 @@ class BlockDance(ReusePolicy[DanceState]):
     """The first step after the window: a fraction of the steps (float, 0 to 1) or a step (int)."""
 
     def __post_init__(self) -> None:
+        check_types(self, "blockdance")
         check_every(self.interval, "interval", "blockdance")
         if self.blocks <= 0 or (isinstance(self.blocks, float) and self.blocks > 1):
             raise ValueError(
@@ -88,15 +90,19 @@ class BlockDance(ReusePolicy[DanceState]):
         count = max(count_of(self.blocks, total), 1)
         if count > total:
             raise ValueError(f"blockdance: blocks={self.blocks}, but this model has {total} blocks")
-        return DanceState(run.sites[count - 1], [not full for full in self.schedule(run)])
+        return DanceState(run.sites[count - 1], plan(self.schedule(run), run.depth))
 
     def decide(self, state: DanceState, call: Call, site: Site) -> Decision:
-        """The first block jumps; block i is kept where the next step jumps."""
-        step = call.step.index
-        if state.reused[step]:
-            return Reuse(through=state.last) if site.start == 0 else _DISCARD
-        is_needed = site == state.last and step + 1 < len(state.reused) and state.reused[step + 1]
-        return _KEEP if is_needed else _DISCARD
+        """The first block jumps, if the output of block i is there; that is kept where a later step jumps.
+
+        It is not there after the inputs changed their shapes: then all blocks run, and block i is kept anew.
+        """
+        decision = state.decisions[call.step.index]
+        if decision is REUSE and site.start == 0 and call.history(state.last):
+            return Reuse(through=state.last)
+        if site != state.last:
+            return DISCARD
+        return RECOMPUTE if decision is REUSE else decision
 
     def schedule(self, run: Run) -> list[bool]:
         """Every step outside the window, and the first of each group inside."""
@@ -104,11 +110,8 @@ class BlockDance(ReusePolicy[DanceState]):
         return [not start <= s < stop or (s - start) % self.interval == 0 for s in range(run.num_steps)]
 
     def num_cached(self, run: Run) -> int:
-        """The output of block i, if it is ever reused."""
-        return int(not all(self.schedule(run)))
+        """The output of block i (of a forecast, several), if it is ever reused."""
+        return most_kept(self.schedule(run), run.depth)
 
     def _window(self, run: Run) -> tuple[int, int]:
         return count_of(self.window_start, run.num_steps), count_of(self.window_stop, run.num_steps)
-
-
-_KEEP, _DISCARD = Recompute(), Recompute(keep=False)

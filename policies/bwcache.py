@@ -9,8 +9,22 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fsframework.core import POLICIES, Call, Decision, Entry, Part, Recompute, Reuse, ReusePolicy, Run, Site, State
+from fsframework.core import (
+    DISCARD,
+    POLICIES,
+    RECOMPUTE,
+    REUSE,
+    Call,
+    Decision,
+    Entry,
+    Part,
+    ReusePolicy,
+    Run,
+    Site,
+    State,
+)
 from fsframework.core.distance import relative_l1
+from fsframework.core.options import check_types
 from fsframework.core.policy import Storage
 from fsframework.core.schedule import count_of
 
@@ -81,6 +95,7 @@ class BWCache(ReusePolicy[BWCacheState]):
     place. (Blocks are always kept as outputs, to measure.)"""
 
     def __post_init__(self) -> None:
+        check_types(self, "bwcache")
         if not self.threshold >= 0:
             raise ValueError(f"bwcache: threshold={self.threshold} must be >= 0; the paper uses 0.15 to 0.25")
         if isinstance(self.reuse_steps, float) and not 0.0 < self.reuse_steps <= 1.0:
@@ -128,10 +143,10 @@ class BWCache(ReusePolicy[BWCacheState]):
             if math.isfinite(state.change):
                 call.log(distance=state.change, threshold=self.threshold)
             if not state.computes:
-                return _REUSE
+                return REUSE
             needed = state.last_reusable is None or call.step.index < state.last_reusable
-            return _KEEP if needed else _DISCARD
-        return _KEEP if state.measures else _DISCARD
+            return RECOMPUTE if needed else DISCARD
+        return RECOMPUTE if state.measures else DISCARD
 
     def observe(self, state: BWCacheState, call: Call, site: Site, fresh: State, cached: Entry | None) -> None:
         """Measure how far a block moved since the last computed step."""
@@ -145,6 +160,3 @@ class BWCache(ReusePolicy[BWCacheState]):
         """If all blocks were measured, start copying the mean to the host."""
         if len(state.changes) == state.num_blocks:
             call.meter.post(call.branch, call.meter.mean_over_ranks(torch.stack(state.changes).mean()[None]))
-
-
-_KEEP, _DISCARD, _REUSE = Recompute(), Recompute(keep=False), Reuse()

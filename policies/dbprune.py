@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from fsframework.core import POLICIES, Call, Decision, Entry, Recompute, Reuse, ReusePolicy, Run, Site, State
+from fsframework.core import DISCARD, POLICIES, RECOMPUTE, REUSE, Call, Decision, Entry, ReusePolicy, Run, Site, State
 from fsframework.core.distance import relative_l1
+from fsframework.core.options import check_types
 from fsframework.core.schedule import count_of, warmup_steps
 
 
@@ -74,6 +75,7 @@ class DBPrune(ReusePolicy[DBPruneState]):
     """Where the dynamic threshold would reach this, `threshold` holds instead; None is 2 * threshold."""
 
     def __post_init__(self) -> None:
+        check_types(self, "dbprune")
         if not 0 <= self.threshold < math.inf:
             raise ValueError(f"dbprune: threshold={self.threshold} must be a finite number >= 0; the default is 0.08")
         for name, value in (("first_blocks", self.first_blocks), ("last_blocks", self.last_blocks)):
@@ -91,7 +93,17 @@ class DBPrune(ReusePolicy[DBPruneState]):
             )
 
     def start(self, run: Run) -> DBPruneState:
-        """A cold state; which blocks may be reused."""
+        """A cold state; which blocks may be reused.
+
+        Raises:
+            ValueError: `never_blocks` names a block that the model has not, or no block is left to reuse.
+        """
+        n = len(run.sites)
+        missing = [block for block in self.never_blocks if block not in range(n)]
+        if missing:
+            raise ValueError(
+                f"dbprune: never_blocks={self.never_blocks}: this model has blocks 0 to {n - 1}, no {missing}"
+            )
         tested = self._tested(run)
         if not tested:
             raise ValueError(
@@ -108,12 +120,12 @@ class DBPrune(ReusePolicy[DBPruneState]):
     def decide(self, state: DBPruneState, call: Call, site: Site) -> Decision:
         """Compare the input with the one kept."""
         if site.start not in state.tested:
-            return _DISCARD
+            return DISCARD
         kept = call.kept(site.name)
         if kept is None or call.step.index < state.warmup:
-            return _RECOMPUTE
+            return RECOMPUTE
         if self.max_reused is not None and state.reused >= self.max_reused:
-            return _RECOMPUTE
+            return RECOMPUTE
         change = relative_l1(call.input()[0], kept[0])
         threshold = self._threshold(state.distances)
         call.log(distance=change, threshold=threshold)
@@ -122,8 +134,8 @@ class DBPrune(ReusePolicy[DBPruneState]):
             state.distances.append(distance)
         if distance < threshold:  # not so for NaN and inf
             state.reused_now = True
-            return _REUSE
-        return _RECOMPUTE
+            return REUSE
+        return RECOMPUTE
 
     def observe(self, state: DBPruneState, call: Call, site: Site, fresh: State, cached: Entry | None) -> None:
         """Keep the input of what was computed."""
@@ -157,4 +169,3 @@ class DBPrune(ReusePolicy[DBPruneState]):
 
 NUM_DISTANCES = 5
 """Distances of a step that enter its dynamic threshold, as in the code."""
-_RECOMPUTE, _DISCARD, _REUSE = Recompute(), Recompute(keep=False), Reuse()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fsframework.core import POLICIES, Call, Decision, Part, Recompute, Reuse, ReusePolicy, Run, Site
-from fsframework.core.schedule import check_every, count_of
+from fsframework.core import DISCARD, POLICIES, RECOMPUTE, Call, Decision, Part, ReusePolicy, Run, Site
+from fsframework.core.options import check_types
+from fsframework.core.schedule import check_every, count_of, plan
 
 
 @dataclass
@@ -50,6 +51,7 @@ class DeltaDiT(ReusePolicy[DeltaState]):
     """Nc, blocks in a span: a fraction of all blocks (float, above 0, at most 0.5) or their number (int, >= 1)."""
 
     def __post_init__(self) -> None:
+        check_types(self, "delta_dit")
         check_every(self.interval, "interval", "delta_dit")
         if self.boundary < 0 or (isinstance(self.boundary, float) and self.boundary > 1):
             raise ValueError(
@@ -75,17 +77,7 @@ class DeltaDiT(ReusePolicy[DeltaState]):
 
     def start(self, run: Run) -> DeltaState:
         """Work out all decisions."""
-        reused = self._reused_span(run)
-        plans: list[list[Decision]] = []
-        for span in (_FRONT, _REAR):
-            needed = [span in reused[s + 1 : self._next_full(s, run)] for s in range(run.num_steps)]
-            plans.append(
-                [
-                    _REUSE if now == span else _KEEP if now is None and later else _DISCARD
-                    for now, later in zip(reused, needed)
-                ]
-            )
-        return DeltaState((plans[0], plans[1]))
+        return DeltaState((self._plan(_FRONT, run), self._plan(_REAR, run)))
 
     def decide(self, state: DeltaState, call: Call, site: Site) -> Decision:
         """By the plan; the front span is the one that begins the model."""
@@ -96,11 +88,17 @@ class DeltaDiT(ReusePolicy[DeltaState]):
         return [s % self.interval == 0 for s in range(run.num_steps)]
 
     def num_cached(self, run: Run) -> int:
-        """One residual per span that is reused at some step."""
-        return len(set(self._reused_span(run)) - {None})
+        """One residual (of a forecast, several) per span that is reused at some step."""
+        return sum(min(self._plan(span, run).count(RECOMPUTE), run.depth) for span in (_FRONT, _REAR))
 
-    def _next_full(self, step: int, run: Run) -> int:
-        return min((step // self.interval + 1) * self.interval, run.num_steps)
+    def _plan(self, span: int, run: Run) -> list[Decision]:
+        """What to do with a span at each step. Only full steps capture it, not those that reuse the other span."""
+        reused = self._reused_span(run)
+        decisions: list[Decision] = [DISCARD] * run.num_steps
+        steps = [s for s, now in enumerate(reused) if now in (None, span)]
+        for s, decision in zip(steps, plan([reused[s] is None for s in steps], run.depth)):
+            decisions[s] = decision
+        return decisions
 
     def _reused_span(self, run: Run) -> list[int | None]:
         """Per step, which span is reused; None at full steps."""
@@ -110,4 +108,3 @@ class DeltaDiT(ReusePolicy[DeltaState]):
 
 
 _FRONT, _REAR = 0, 1
-_KEEP, _DISCARD, _REUSE = Recompute(), Recompute(keep=False), Reuse()

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from fsframework.core import (
+    DISCARD,
     POLICIES,
+    RECOMPUTE,
+    REUSE,
     Branch,
     Call,
     Decision,
     Entry,
     Part,
-    Recompute,
     ReusePolicy,
     Run,
     Site,
@@ -25,7 +27,8 @@ from fsframework.core import (
     Synthesize,
 )
 from fsframework.core.forecast import carry_on_forecast
-from fsframework.core.schedule import check_every, count_of
+from fsframework.core.options import check_types
+from fsframework.core.schedule import check_every, count_of, plan
 
 
 @dataclass
@@ -65,7 +68,9 @@ class FasterCache(ReusePolicy[FasterState]):
 
     with a_low = alpha before `low_stop`, a_high = alpha from `high_start`, else 1. That is the released IFFT(LF(e_cond) +
     a_low LF(D) + HF(e_cond) + a_high HF(D)), by linearity: the transform is needed at full steps only. Where both branches
-    run after a step in which one did, attention is computed too, for it is long since the unconditional half was.
+    run after a step in which one did, attention is computed too, for it is long since the unconditional half was. This
+    half needs both branches in one batch, or the conditional one called first; otherwise both run, the session warns, and
+    the trace says `forced`.
 
     Granularity: sub-module and guidance branch. Caches two values per attention (three per attention under batched guidance,
     where the half batch keeps two of half the size), and two parts of a prediction. Host reads: none. All positions are
@@ -123,6 +128,7 @@ class FasterCache(ReusePolicy[FasterState]):
     """Before this step the high frequencies have the factor 1. None: 0.7."""
 
     def __post_init__(self) -> None:
+        check_types(self, "fastercache")
         for name in ("attention_interval", "guidance_interval"):
             if (interval := getattr(self, name)) is not None:
                 check_every(interval, name, "fastercache")
@@ -162,15 +168,17 @@ class FasterCache(ReusePolicy[FasterState]):
         return FasterState(self._attention(run), synthesized, measured, factors, self._guided(run))
 
     def decide(self, state: FasterState, call: Call, site: Site) -> Decision:
-        """By the plan. Where the difference was lost, both branches run."""
+        """By the plan. Where the difference was lost, both branches run; where the unconditional one comes first the engine
+        runs it, and marks it forced."""
         step = call.step.index
         if site.part is not Part.MODEL:
             return state.attention[step]
         if not state.synthesized[step] or call.branch not in (Branch.UNCOND, Branch.JOINT):
-            return _DISCARD
+            return DISCARD
         parts = call.kept(_DIFFERENCE)
-        if state.guided and parts is None:
-            return _DISCARD
+        can_be_made = call.branch == Branch.JOINT or Branch.COND in call.predictions()
+        if state.guided and can_be_made and parts is None:
+            return DISCARD
         low, high = parts or ((), ())
         a_low, a_high = state.alpha[step]
 
@@ -181,9 +189,12 @@ class FasterCache(ReusePolicy[FasterState]):
         return Synthesize(add, Branch.UNCOND)
 
     def observe(self, state: FasterState, call: Call, site: Site, fresh: State, cached: Entry | None) -> bool | None:
-        """Where both branches have run, split their difference and keep it. Predictions themselves are not stored."""
+        """Where both branches have run, split their difference and keep it. Predictions themselves are not stored. The
+        conditional branch has no use for the difference: what comes before it can not be made from it."""
         if site.part is not Part.MODEL:
             return None
+        if call.branch == Branch.COND:
+            return False
         predictions = call.predictions()
         if state.measured[call.step.index] and Branch.COND in predictions and Branch.UNCOND in predictions:
             difference = predictions[Branch.UNCOND].float() - predictions[Branch.COND].float()
@@ -205,7 +216,7 @@ class FasterCache(ReusePolicy[FasterState]):
         """The last two values per attention, as far as they will be carried on. The half of a guidance batch that runs alone
         has two of its own, which count half."""
         alone = self._synthesized(run) if self._guided(run) else [False] * run.num_steps
-        is_kept = [decision is _KEEP for decision in self._attention(run)]
+        is_kept = [decision is RECOMPUTE for decision in self._attention(run)]
         both = sum(kept and not one for kept, one in zip(is_kept, alone))
         cond = sum(kept and one for kept, one in zip(is_kept, alone))
         if run.branch == Branch.JOINT:
@@ -215,7 +226,7 @@ class FasterCache(ReusePolicy[FasterState]):
         return int(each * len(run.sites_of(Part.ATTENTION)) + 0.5)
 
     def num_kept(self, run: Run) -> int:
-        """The two parts of the difference, in the branch that runs last."""
+        """The two parts of the difference, in the branch that is made; none are held where that is called first."""
         return 2 if self._guided(run) and run.branch != Branch.COND and any(self._synthesized(run)) else 0
 
     def _guided(self, run: Run) -> bool:
@@ -242,18 +253,11 @@ class FasterCache(ReusePolicy[FasterState]):
     def _attention(self, run: Run) -> list[Decision]:
         """What to do at each step; of the computed values those that will be one of the last two are kept."""
         start, rise, weight = self._step("attention_start", run), self._step("rise", run), self.option("weight", run)
-        done: list[int] = []
-        plan: list[Decision] = []
-        for s, is_computed in enumerate(self._computed(run)):
-            if is_computed:
-                done.append(s)
-                plan.append(_DISCARD)
-                continue
-            w = weight * (s - start + 1) / rise if rise else weight
-            plan.append(carry_on_forecast(w))
-            for needed in done[-2:]:
-                plan[needed] = _KEEP
-        return plan
+        decisions = plan(self._computed(run), self.depth)
+        for s, decision in enumerate(decisions):
+            if decision is REUSE:
+                decisions[s] = carry_on_forecast(weight * (s - start + 1) / rise if rise else weight)
+        return decisions
 
 
 def _low_frequencies(height: int, width: int, device: torch.device) -> Tensor:
@@ -264,4 +268,3 @@ def _low_frequencies(height: int, width: int, device: torch.device) -> Tensor:
 
 
 _DIFFERENCE = "difference"
-_KEEP, _DISCARD = Recompute(), Recompute(keep=False)

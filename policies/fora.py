@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fsframework.core import POLICIES, Call, Decision, Part, Recompute, Reuse, ReusePolicy, Run, Site
-from fsframework.core.schedule import check_every
+from fsframework.core import POLICIES, Call, Decision, Part, ReusePolicy, Run, Site
+from fsframework.core.options import check_types
+from fsframework.core.schedule import check_every, most_kept, plan
 
 
 @dataclass
 class ForaState:
     """One video and branch."""
 
-    plan: list[bool]
-    """Per step, whether it is recomputed."""
+    decisions: list[Decision]
+    """Per step, the same for all sites."""
 
 
 @POLICIES.register("fora")
@@ -50,6 +51,7 @@ class Fora(ReusePolicy[ForaState]):
     and every N-th after it."""
 
     def __post_init__(self) -> None:
+        check_types(self, "fora")
         check_every(self.interval, "interval", "fora")
         if not (self.attention or self.cross_attention or self.mlp):
             raise ValueError("fora: attention, cross_attention and mlp are all off; at least one must be true")
@@ -68,15 +70,11 @@ class Fora(ReusePolicy[ForaState]):
 
     def start(self, run: Run) -> ForaState:
         """The plan of the run."""
-        return ForaState(self.schedule(run))
+        return ForaState(plan(self.schedule(run), run.depth))
 
     def decide(self, state: ForaState, call: Call, site: Site) -> Decision:
-        """By the plan, the same for all sites. A value that the next step will not reuse is not kept."""
-        step = call.step.index
-        if not state.plan[step]:
-            return _REUSE
-        is_needed = step + 1 < len(state.plan) and not state.plan[step + 1]
-        return _KEEP if is_needed else _DISCARD
+        """By the plan, the same for all sites."""
+        return state.decisions[call.step.index]
 
     def schedule(self, run: Run) -> list[bool]:
         """Which steps are recomputed."""
@@ -85,8 +83,5 @@ class Fora(ReusePolicy[ForaState]):
         return [s == 0 or c % self.interval == 0 for s, c in enumerate(count)]
 
     def num_cached(self, run: Run) -> int:
-        """One output per site; none if nothing is ever reused."""
-        return 0 if all(self.schedule(run)) else len(run.sites)
-
-
-_KEEP, _DISCARD, _REUSE = Recompute(), Recompute(keep=False), Reuse()
+        """One output per site (of a forecast, several); none if nothing is ever reused."""
+        return most_kept(self.schedule(run), run.depth) * len(run.sites)

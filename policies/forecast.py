@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fsframework.core import (
@@ -158,8 +158,8 @@ class ForecastReuse(ReusePolicy[Any]):
     # What happens is the base's business, but for the value put in place.
 
     def start(self, run: Run) -> Any:
-        """The base's state: there is none besides."""
-        return self.base.start(run)
+        """The base's state: there is none besides. A base with a plan is told how many past values to keep."""
+        return self.base.start(replace(run, depth=max(run.depth, self.order + 1)))
 
     def begin_forward(self, state: Any, call: Call) -> None:
         """The base's."""

@@ -20,14 +20,14 @@ from fsframework.core import (
     Decision,
     Fit,
     Part,
-    Recompute,
-    Reuse,
     ReusePolicy,
     Run,
     Site,
     Trace,
 )
+from fsframework.core.options import check_types
 from fsframework.core.policy import Storage
+from fsframework.core.schedule import most_kept, plan
 
 Edges = tuple[tuple[int, int, float], ...]
 """(i, j, weight): i and j are computed and the steps between them reuse i; the weight is what that does to the video."""
@@ -35,7 +35,7 @@ Edges = tuple[tuple[int, int, float], ...]
 
 @POLICIES.register("lemica")
 @dataclass(frozen=True)
-class LeMiCa(ReusePolicy[list[bool]]):
+class LeMiCa(ReusePolicy[list[Decision]]):
     """The trunk's residual is reused in steps chosen so that the worst error of a reused stretch is as small as a budget allows.
 
     An edge (i, j) computes steps i and j and reuses i in between. Calibration generates a video with that one stretch
@@ -80,6 +80,7 @@ class LeMiCa(ReusePolicy[list[bool]]):
     """`residual` adds the trunk's old change to the live input (the paper); `output` puts its old output in place."""
 
     def __post_init__(self) -> None:
+        check_types(self, "lemica")
         if isinstance(self.budget, float) and not 0.0 < self.budget <= 1.0:
             raise ValueError(
                 f"lemica: budget={self.budget} as a float is a fraction of the steps, above 0 and up to 1; for a number of "
@@ -97,22 +98,19 @@ class LeMiCa(ReusePolicy[list[bool]]):
         if self.storage not in ("output", "residual"):
             raise ValueError(f"lemica: storage={self.storage!r} must be one of output, residual")
 
-    def start(self, run: Run) -> list[bool]:
-        """Which steps are computed.
+    def start(self, run: Run) -> list[Decision]:
+        """What to do at each step.
 
         Raises:
             ValueError: neither an artifact nor steps, an artifact of another model or number of steps, or a budget that no
                 path has.
         """
-        return self.schedule(run)
+        return plan(self.schedule(run), run.depth)
 
-    def decide(self, state: list[bool], call: Call, site: Site) -> Decision:
+    def decide(self, state: list[Decision], call: Call, site: Site) -> Decision:
         """By the step's number."""
         del site
-        step = call.step.index
-        if not state[step]:
-            return _REUSE
-        return _DISCARD if step + 1 == len(state) or state[step + 1] else _KEEP
+        return state[call.step.index]
 
     def schedule(self, run: Run) -> list[bool]:
         """Which steps are computed."""
@@ -133,8 +131,8 @@ class LeMiCa(ReusePolicy[list[bool]]):
         return [fixed[step] or step in chosen for step in range(num_steps)]
 
     def num_cached(self, run: Run) -> int:
-        """One, unless nothing is reused."""
-        return 0 if all(self.schedule(run)) else 1
+        """One (of a forecast, several), unless nothing is reused."""
+        return most_kept(self.schedule(run), run.depth)
 
     def calibration(self) -> Calibration:
         """Measures the weight of every edge with a video of its own."""
@@ -202,10 +200,10 @@ class _EdgeErrors(Calibration):
 
     def rollouts(self, run: Run) -> Mapping[str, ReusePolicy[Any]]:
         policy, n = self._policy, run.num_steps
-        plan = {"full": list(range(n))}
+        videos = {"full": list(range(n))}
         for i, j in edges_between(n, policy.max_skip, policy.first, policy.last):
-            plan[f"{i}-{j}"] = [*range(i + 1), *range(j, n)]
-        return {name: replace(policy, artifact=None, steps=steps) for name, steps in plan.items()}
+            videos[f"{i}-{j}"] = [*range(i + 1), *range(j, n)]
+        return {name: replace(policy, artifact=None, steps=steps) for name, steps in videos.items()}
 
     def record(self, rollout: str, trace: Trace, latents: Tensor, reference: Tensor) -> Mapping[str, Any]:
         """The mean absolute difference of the final latents."""
@@ -247,6 +245,3 @@ class _EdgeErrors(Calibration):
             "largest_error": max(weights.values()),
         }
         return Fit({"edges": [list(edge) for edge in edges]}, numbers, curves)
-
-
-_KEEP, _DISCARD, _REUSE = Recompute(), Recompute(keep=False), Reuse()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fsframework.core import POLICIES, Call, Decision, Recompute, Reuse, ReusePolicy, Run, Site
+from fsframework.core import DISCARD, POLICIES, RECOMPUTE, REUSE, Call, Decision, Reuse, ReusePolicy, Run, Site
+from fsframework.core.options import check_types
 from fsframework.core.policy import Storage
 from fsframework.core.schedule import check_every, is_reuse_step, warmup_steps
 
@@ -55,12 +56,15 @@ class StaticReuse(ReusePolicy[StaticState]):
     and caches one hidden state per block of the range."""
 
     def __post_init__(self) -> None:
+        check_types(self, "static")
         check_every(self.interval, "interval", "static")
         if self.reuse_steps is not None and not 0 <= self.reuse_steps < self.interval:
             raise ValueError(
                 f"static: reuse_steps={self.reuse_steps} must be 0 to interval - 1 = {self.interval - 1}: a cycle has at "
                 f"least one recompute"
             )
+        if self.storage not in ("output", "residual"):
+            raise ValueError(f"static: storage={self.storage!r} must be one of output, residual")
 
     @property
     def jumps(self) -> bool:
@@ -82,11 +86,11 @@ class StaticReuse(ReusePolicy[StaticState]):
         """At a reuse step the first block of the range jumps to the last one's output, or each reuses its residual."""
         if self.storage == "residual":
             if not state.first <= site.start <= state.last.start:
-                return _DISCARD
-            return _REUSE if self._is_reuse_step(call.step.index, state.warmup) else _KEEP
+                return DISCARD
+            return REUSE if self._is_reuse_step(call.step.index, state.warmup) else RECOMPUTE
         if site.start == state.first and self._is_reuse_step(call.step.index, state.warmup):
             return Reuse(through=state.last)
-        return _KEEP if site == state.last else _DISCARD
+        return RECOMPUTE if site == state.last else DISCARD
 
     def schedule(self, run: Run) -> list[bool]:
         """Which steps are recomputed; blocks outside the range always are."""
@@ -101,6 +105,3 @@ class StaticReuse(ReusePolicy[StaticState]):
 
     def _is_reuse_step(self, step: int, warmup: int) -> bool:
         return is_reuse_step(step, warmup, self.interval, self.phase, self.reuse_steps)
-
-
-_KEEP, _DISCARD, _REUSE = Recompute(), Recompute(keep=False), Reuse()

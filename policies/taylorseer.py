@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fsframework.core import POLICIES, Call, Decision, Forecast, Part, Recompute, ReusePolicy, Run, Site
+from fsframework.core import POLICIES, RECOMPUTE, Call, Decision, Forecast, Part, ReusePolicy, Run, Site
 from fsframework.core.forecast import Spacing, check_forecast, forecast
+from fsframework.core.options import check_types
 from fsframework.core.policy import Storage
 from fsframework.core.schedule import check_every, is_reuse_step
 
@@ -71,6 +72,7 @@ class TaylorSeer(ReusePolicy[TaylorSeerState]):
     whose output is their residual."""
 
     def __post_init__(self) -> None:
+        check_types(self, "taylorseer")
         check_every(self.interval, "interval", "taylorseer")
         check_forecast(self.order, self.spacing, "taylorseer")
         if self.first_steps is not None and self.first_steps < 1:
@@ -108,12 +110,9 @@ class TaylorSeer(ReusePolicy[TaylorSeerState]):
 
     def decide(self, state: TaylorSeerState, call: Call, site: Site) -> Decision:
         """Forecast, except in the first steps and in every N-th one after them."""
-        return state.forecast if is_reuse_step(call.step.index, state.first_steps, self.interval) else _RECOMPUTE
+        return state.forecast if is_reuse_step(call.step.index, state.first_steps, self.interval) else RECOMPUTE
 
     def schedule(self, run: Run) -> list[bool]:
         """Which steps are computed."""
         first = self.start(run).first_steps
         return [not is_reuse_step(s, first, self.interval) for s in range(run.num_steps)]
-
-
-_RECOMPUTE = Recompute()

@@ -94,7 +94,14 @@ class ModelCall:
         """The output with one branch made from the others; None where what that needs is absent."""
         engine, record = self._engine, self._record
         if record.branch == decision.branch:
-            if not engine.predictions or self._plain not in engine.output_types:
+            if not engine.predictions:
+                engine._warn(
+                    "order",
+                    f"{decision.branch} is called before the branch it would be made from, so everything is run. Call the "
+                    f"other branch first, or both in one batch.",
+                )
+                return None
+            if self._plain not in engine.output_types:
                 return None
             self._check_single(engine.num_predictions)
             prediction = decision.fn(dict(engine.predictions))

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from toys import Loop, SmoothDiT, letters, run_scripted, run_smooth, tiny_transformer, toy_session
 
 import fsframework.models  # noqa: F401  fills the registry
-from fsframework.core import ADAPTERS, ReuseEngine
+from fsframework.core import ADAPTERS, ReuseEngine, ReuseWarning
+from fsframework.policies import ForecastReuse
 from fsframework.policies.blockdance import BlockDance
 
 
@@ -68,6 +71,33 @@ def test_one_hidden_state_is_cached():
     session, _, _ = run_scripted(BlockDance(interval=1), lambda b, t: t, 10, num_blocks=6)
     assert session.cache.peak_bytes == 0
     assert set(session.trace.column("decision")) == {"recompute"}
+
+
+def test_after_the_shapes_changed_all_blocks_run_once_and_the_next_step_jumps_again():
+    """Steps 2 and 6 keep block 1; at step 4, which would jump, the latent has more tokens and nothing that is cached fits."""
+    model, policy = SmoothDiT(num_blocks=3), BlockDance(interval=4, blocks=2, window_start=2, window_stop=9)
+    with (
+        pytest.warns(ReuseWarning, match="changed their shapes at step 4"),
+        toy_session(model, policy, 9) as session,
+        torch.no_grad(),
+    ):
+        for s in range(9):
+            model(torch.ones(1, 6 if s < 4 else 7, 8), torch.full((1,), float(s)))
+    assert letters(session) == {"joint.0": "CCCRCRCRR", "joint.1": "CCCRCRCRR", "joint.2": "C" * 9}
+    assert not any(session.trace.forced)
+    assert session.cache.peak_counts()["joint"] == (1, 0)
+    assert policy.num_cached(session._last.runs["joint"]) == 1
+
+
+def test_under_a_forecast_the_two_newest_outputs_are_kept():
+    """Outputs are the step's number, so a line through two of them is exact, from the first jump at step 3 on."""
+    policy = BlockDance(blocks=1.0, window_start=2, window_stop=1.0)
+    session, _, out = run_scripted(ForecastReuse(policy), lambda b, t: t, 8)
+    assert letters(session) == {"joint.0": "CCCFCFCF"}
+    assert out == list(range(8))
+    assert session.cache.peak_counts()["joint"] == (2, 0)
+    run = session._last.runs["joint"]
+    assert policy.num_cached(replace(run, depth=2)) == 2
 
 
 def test_two_videos_in_one_session_equal_each_alone():

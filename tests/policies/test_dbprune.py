@@ -132,9 +132,18 @@ def test_a_model_with_too_few_blocks_is_refused():
         run(DBPrune(), *[lambda t: 1.0] * 3)
 
 
+@pytest.mark.parametrize("block", [3, -1])
+def test_a_named_block_that_the_model_has_not_is_refused(block):
+    policy = DBPrune(**{**OPTIONS, "never_blocks": [1, block]})
+    with pytest.raises(ValueError, match=rf"never_blocks=\[1, {block}\]: this model has blocks 0 to 2, no \[{block}\]"):
+        run(policy, *[lambda t: 1.0] * 3)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"max_reused": 2.5}, "dbprune: max_reused=2.5 must be a whole number or none"),
+        ({"dynamic": 1}, "dbprune: dynamic=1 must be True or False"),
         ({"threshold": -0.1}, "threshold=-0.1 must be a finite number >= 0"),
         ({"threshold": math.nan}, "threshold=nan"),
         ({"first_blocks": -1}, "first_blocks=-1 must be a number of blocks"),

@@ -4,7 +4,7 @@ from torch import nn
 from toys import Loop, SmoothDiT, ToyAdapter, letters, run_smooth, tiny_transformer, toy_session
 
 import fsframework.models  # noqa: F401  fills the registry
-from fsframework.core import ADAPTERS, Branch, Kind, Part, ReuseEngine, Run, Site
+from fsframework.core import ADAPTERS, Branch, Kind, Part, ReuseEngine, ReuseWarning, Run, Site
 from fsframework.policies.fastercache import FasterCache
 
 ATTENTION = Site(Part.ATTENTION, Kind.SPATIAL, 0, 1)
@@ -226,6 +226,30 @@ def test_batched_and_sequential_guidance_agree_where_the_conditional_half_comes_
     assert sequential.trace.decisions("spatial.1.attention", "cond") == "CCCFCFCFC"
     assert sequential.trace.decisions("spatial.1.attention", "uncond") == "CCCCC"
     assert sequential.trace.decisions("model", "uncond") == "CCCSCSSSC"
+
+
+def test_where_uncond_is_called_first_the_guidance_half_is_forced_to_run_and_it_is_said_once():
+    """Latte's sequential order is uncond, cond. All that is left is attention, carried on as without the other half."""
+    adapter = ADAPTERS["latte"]()
+    loop = Loop(adapter, tiny_transformer(adapter))
+    with (
+        pytest.warns(ReuseWarning, match="uncond is called before the branch it would be made from") as said,
+        session_on(loop, POLICY, guided=None) as session,
+    ):
+        latent = loop(num_steps=9, session=session, sequential=True)
+    assert len([w for w in said if "is called before" in str(w.message)]) == 1
+    trace, runs = session.trace, session._last.runs
+    forced = [(s, b) for s, b, is_forced in zip(trace.step, trace.branch, trace.forced) if is_forced]
+    assert forced == [(s, "uncond") for s in (3, 5, 6, 7)]
+    for branch, num_kept in (("uncond", 2), ("cond", 0)):
+        assert trace.decisions("model", branch) == "CCCCCCCCC"
+        assert trace.decisions("spatial.1.attention", branch) == "CCCFCFCFC"
+        num_values, num_tensors = session.cache.peak_counts()[branch]
+        assert num_tensors == 0
+        assert (POLICY.num_cached(runs[branch]), POLICY.num_kept(runs[branch])) == (num_values, num_kept)
+    only = FasterCache(attention_start=2, guidance_interval=1)
+    with session_on(loop, only, guided=None) as without:
+        assert torch.equal(loop(num_steps=9, session=without, sequential=True), latent)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from toys import SmoothDiT, letters, run_smooth, toy_session
 
+from fsframework.policies import ForecastReuse
 from fsframework.policies.fora import Fora
 
 
@@ -59,6 +62,26 @@ def test_one_value_per_part_is_cached_and_none_where_nothing_is_reused():
     session, _, _ = smooth(Fora(interval=1), 5, num_blocks=3)
     assert session.cache.peak_bytes == 0
     assert set(session.trace.column("decision")) == {"recompute"}
+
+
+def test_under_a_forecast_the_two_newest_values_are_kept():
+    """C C R R C: step 2 goes on from steps 0 and 1, of which alone FORA keeps only the latter."""
+    policy = Fora(interval=3)
+    session, model, out = smooth(ForecastReuse(policy), 5)
+    assert letters(session) == {"joint.0.attention": "CCFFC", "joint.0.mlp": "CCFFC"}
+    assert session.cache.peak_bytes == 2 * 2 * 6 * 8 * 4
+    run = session._last.runs["joint"]
+    assert policy.num_cached(replace(run, depth=2)) == 2 * policy.num_cached(run) == 4
+    (layer,) = model.transformer_blocks
+    x = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        first, second = (layer.attn1(x * (1 + 0.1 * s)) for s in (0, 1))
+        t = [torch.full((1,), float(s)) for s in range(3)]
+        mlps = [
+            layer.ff(x * (1 + 0.1 * s) + layer.gate(t[s]) * attention) for s, attention in enumerate((first, second))
+        ]
+        expected = 1.2 * x + layer.gate(t[2]) * (2 * second - first + 2 * mlps[1] - mlps[0])
+    assert torch.allclose(out[2], expected, atol=1e-5)
 
 
 def test_two_videos_in_one_session_equal_each_alone():

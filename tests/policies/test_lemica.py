@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from toys import SmoothDiT, run_scripted, run_smooth, toy_session
 
 from fsframework.core import Artifact, Kind, Part, ReuseWarning, Run, Site
+from fsframework.policies import ForecastReuse
 from fsframework.policies.lemica import LeMiCa, best_path, edges_between
 
 TRUNK = Site(Part.TRUNK, Kind.JOINT, 0, 1)
@@ -105,6 +107,18 @@ def test_the_steps_reuse_the_trunk_and_read_nothing():
     assert session.meter.num_reads == 0
 
 
+def test_under_a_forecast_the_newest_values_before_a_reuse_are_kept():
+    """Outputs are the step's number: a line through two of them is exact, a copy is not."""
+    policy = LeMiCa(steps=[0, 1, 2, 3, 6], storage="output")
+    session, _, out = run_scripted(ForecastReuse(policy), lambda b, t: t, 9, num_blocks=2)
+    assert session.trace.decisions("trunk") == "CCCCFFCFC"
+    assert out == list(range(9))
+    assert session.cache.peak_bytes == 2 * 4 * 2 * 4
+    run = session._last.runs["joint"]
+    assert [policy.num_cached(replace(run, depth=depth)) for depth in (1, 2, 3)] == [1, 2, 3]
+    assert LeMiCa(**LeMiCa.never).num_cached(replace(run, depth=2)) == 0
+
+
 def test_the_residual_is_added_to_the_live_input():
     model, x = SmoothDiT(num_blocks=2), torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), toy_session(model, LeMiCa(steps=[0, 2]), 3):
@@ -147,7 +161,7 @@ def test_an_artifact_of_another_number_of_steps_is_refused_and_another_size_is_c
     with pytest.raises(ValueError, match="num_steps was 4, is 5"):
         LeMiCa(artifact=path).start(run_of(5))
     with pytest.warns(ReuseWarning, match="latent_shape"):
-        assert text(LeMiCa(budget=3, artifact=path).start(run_of(4, latent_shape=(2, 4, 16)))) == "CRCC"
+        assert text(LeMiCa(budget=3, artifact=path).schedule(run_of(4, latent_shape=(2, 4, 16)))) == "CRCC"
 
 
 def test_without_an_artifact_it_says_how_to_make_one():

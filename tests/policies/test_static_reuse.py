@@ -58,9 +58,14 @@ def test_fewer_reuse_steps_than_a_cycle_allows():
     [
         ({"interval": 0}, "interval=0 must be at least 1"),
         ({"interval": 3, "reuse_steps": 3}, "reuse_steps=3 must be 0 to interval - 1 = 2"),
+        ({"interval": 2.5}, "static: interval=2.5 must be a whole number"),
+        ({"phase": 0.5}, "static: phase=0.5 must be a whole number"),
+        ({"last_block": 1.0}, "static: last_block=1.0 must be a whole number or none"),
+        ({"warmup": "3"}, "static: warmup='3' must be a number"),
+        ({"storage": "bogus"}, "static: storage='bogus' must be one of output, residual"),
     ],
 )
-def test_a_cycle_that_makes_no_sense_is_refused_at_once(options, message):
+def test_options_that_make_no_sense_are_refused_at_once(options, message):
     with pytest.raises(ValueError, match=message):
         StaticReuse(**options)
 

@@ -145,6 +145,7 @@ def test_two_videos_in_one_session_equal_each_alone():
         ({"interval": 0}, "taylorseer: interval=0 must be at least 1"),
         ({"order": -1}, "taylorseer: order=-1"),
         ({"first_steps": 0}, "taylorseer: first_steps=0 must be at least 1"),
+        ({"first_steps": 2.5}, "taylorseer: first_steps=2.5 must be a whole number or none"),
         ({"part": "mlp"}, "taylorseer: part='mlp' must be one of submodules, block, trunk, model"),
         ({"spacing": "t"}, "taylorseer: spacing='t' must be one of step, timestep"),
         ({"storage": "delta", "part": "block"}, "taylorseer: storage='delta' must be output or residual"),

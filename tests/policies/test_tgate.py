@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 from toys import Loop, SmoothDiT, letters, run_smooth, tiny_transformer, toy_session
@@ -233,3 +235,26 @@ def test_the_branch_of_a_run_says_whether_a_branch_is_dropped():
     assert TGate(gate_step=3).schedule(run) == [True] * 5  # the conditional branch runs as ever
     only_attention = Run(5, list(range(5)), [ATTENTION], Branch.JOINT)
     assert TGate(gate_step=3).schedule(only_attention) == [True] * 5  # it is not known that this is guidance
+
+
+def test_where_uncond_is_called_first_both_branches_run_on_their_own_values_and_it_is_said_once():
+    """Latte's sequential order is uncond, cond: then there is nothing to make uncond from, and no mean to take."""
+    adapter = ADAPTERS["latte"]()
+    loop = Loop(adapter, tiny_transformer(adapter))
+    latents, sessions = [], []
+    for options in ({}, {"drop_branch": False}):
+        policy = TGate(gate_step=3, **options)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            with ReuseEngine(adapter.bind(loop.model), policy, scheduler=lambda: loop.scheduler) as session:
+                latents.append(loop(num_steps=6, session=session, sequential=True))
+        sessions.append(session)
+        said = [str(w.message) for w in found if "is called before the branch it would be made from" in str(w.message)]
+        assert len(said) == (0 if options else 1)
+    assert torch.equal(latents[0], latents[1])
+    trace = sessions[0].trace
+    for branch in ("cond", "uncond"):
+        assert trace.decisions("spatial.1.cross_attention", branch) == "CCCRRR"
+        assert trace.decisions("model", branch) == "CCCCCC"
+    assert sessions[0].summary()["forced"] == 3
+    assert sessions[1].summary()["forced"] == 0
