@@ -190,6 +190,9 @@ def _make_video(job: Job, session: ReuseEngine | StagedSession, clip: Clip, prog
     with session:
         made = generate_timed(job.model, clip, job.sampling, job.plan.device)
     fresh = full_compute() if clip.index % 2 == 1 else fresh
+    if fresh is not None:
+        _check_finite(fresh, clip, "full compute", "The model overflows by itself: try another model.dtype.")
+    _check_finite(made, clip, f"policy {job.plan.policy_name}", "Full compute does not: see the policy's options.")
     if fresh is not None and cached is None:
         job.references.save(clip, fresh)
     elif fresh is not None and cached is not None:
@@ -207,6 +210,16 @@ def _make_video(job: Job, session: ReuseEngine | StagedSession, clip: Clip, prog
     record["warnings"] = progress.notes[num_notes:]
     job.directory.append_record(record, job.world.rank if job.world.num_nodes > 1 else None)
     return record
+
+
+def _check_finite(made: Timed, clip: Clip, method: str, hint: str) -> None:
+    """Refuse a video that is no picture, before a metric takes its pixels for a wrong range."""
+    broken = int((~made.video.isfinite()).sum())
+    if broken:
+        raise ValueError(
+            f"{method} gave a video of which {broken / made.video.numel():.0%} is not finite (NaN or infinite): "
+            f"{clip.prompt!r}, seed {clip.seed}. {hint}"
+        )
 
 
 def _num_timings(job: Job, cached: Timed) -> float:
