@@ -12,6 +12,7 @@ from typing import Any
 from fsframework.config.schema import ARTIFACT, CHOICES, LISTS, MINIMUM, SHORTHANDS, RunConfig
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*")
+_INDEX = re.compile(r"\[(\d+)\]")
 PROMPT_FILES = (".txt", ".csv", ".json")
 _WORDS = {
     "converted to Integer": "a whole number",
@@ -102,13 +103,14 @@ def nearest_key(name: str, known: Sequence[str]) -> str:
 
 
 def _parse_override(text: str) -> dict[str, Any]:
-    key, equals, _ = text.partition("=")
+    key, equals, value = text.partition("=")
+    key = _INDEX.sub(r".\1", key)  # entries of a list, as in policy.policies[0].interval
     if not equals or not _OVERRIDE.fullmatch(key) or ".." in key or key.endswith("."):
         raise ValueError(f"override {text!r} is not of the form section.key=value, such as policy.gamma=0.25")
     from omegaconf import OmegaConf
 
     try:
-        container = OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=False)
+        container = OmegaConf.to_container(OmegaConf.from_dotlist([f"{key}={value}"]), resolve=False)
     except Exception as error:
         raise ValueError(f"override {text!r}: the value is not valid YAML: {_first_line(error)}") from None
     assert isinstance(container, dict)
@@ -120,26 +122,56 @@ def _merge(into: Any, content: Mapping[str, Any], where: str) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    content = dict(content)
+    content, given = dict(content), content.get("policy")
     for section, name in SHORTHANDS.items():
         if isinstance(content.get(section), str):
             content[section] = {name: content[section]}
-            if section == "policy":  # another policy has other options: the shorthand replaces the block
-                into.policy = {}
     if isinstance(content.get("prompts"), list):
         content["prompts"] = {"texts": content["prompts"]}
     prompts = content.get("prompts")
     if isinstance(prompts, dict) and prompts.get("set") is not None and prompts.get("texts") is None:
         into.prompts.texts = None  # a set or file named later is meant instead of the texts listed before
     policy = content.get("policy")
-    if isinstance(policy, dict) and policy.get("name", into.policy.get("name")) != into.policy.get("name"):
-        into.policy = {}
+    if isinstance(policy, list):
+        several = ", ".join(map(str, policy))
+        raise ValueError(
+            f"{where}: policy is one policy; for several write policy={{name: combine, policies: [{several}]}}"
+        )
+    if isinstance(policy, Mapping):
+        shorthand = isinstance(given, str)  # replaces the block, options included
+        old = {} if shorthand else OmegaConf.to_container(into.policy, resolve=False)
+        content["policy"], into.policy = _over(old, policy, "policy", where), {}
     _check_keys(content, RunConfig, "", where)
     for key, value in content.items():
         try:
             into.merge_with(OmegaConf.create({key: value}))
         except OmegaConfBaseException as error:
             raise ValueError(_type_sentence(error, key, content, where)) from None
+
+
+def _over(old: Any, new: Any, key: str, where: str) -> Any:
+    """What `new` makes of a policy's block, or of a value in it: mappings over mappings, entries of a list by their number.
+
+    A block with another `name` replaces the old one, for another policy has other options.
+    """
+    if not isinstance(new, Mapping):
+        return new
+    if isinstance(old, str) and "name" not in new:
+        old = {"name": old}  # a policy's name alone
+    if isinstance(old, list):
+        out = list(old)
+        for index, value in new.items():
+            if not str(index).isdigit():
+                raise ValueError(
+                    f"{where}: {key} is a list; give it whole, {key}=[...], or an entry by its number, {key}.0"
+                )
+            if int(index) >= len(out):
+                raise ValueError(f"{where}: {key} has no entry {index}; its {len(out)} entries count from 0")
+            out[int(index)] = _over(out[int(index)], value, f"{key}[{index}]", where)
+        return out
+    if not isinstance(old, Mapping) or new.get("name", old.get("name")) != old.get("name"):
+        old = {}
+    return {**old, **{name: _over(old.get(name), value, f"{key}.{name}", where) for name, value in new.items()}}
 
 
 def _check_keys(content: Mapping[str, Any], schema: Any, prefix: str, where: str) -> None:

@@ -59,6 +59,50 @@ def test_choosing_another_policy_on_the_command_line_drops_the_options_of_the_fi
     assert load_config(path, ["policy.gamma=1.0"]).policy == {"name": "foresight", "gamma": 1.0}
 
 
+COMBINED = (
+    "policy: {name: combine, policies: [static, {name: fora, interval: 3, mlp: false}], only: [null, ['*.mlp']]}\n"
+)
+
+
+def test_an_entry_of_a_list_is_reached_by_its_number(tmp_path):
+    path = write(tmp_path, COMBINED)
+    given = ["policy.policies.0.interval=2", "policy.policies[1].interval=4", "policy.only.1.0='*.attention'"]
+    assert load_config(path, given).policy == {
+        "name": "combine",
+        "policies": [{"name": "static", "interval": 2}, {"name": "fora", "interval": 4, "mlp": False}],
+        "only": [None, ["*.attention"]],
+    }
+
+
+def test_another_policy_in_a_list_drops_the_options_of_the_one_before(tmp_path):
+    policies = load_config(write(tmp_path, COMBINED), ["policy.policies.1.name=taylorseer"]).policy["policies"]
+    assert policies == ["static", {"name": "taylorseer"}]
+    assert load_config(write(tmp_path, COMBINED), ["policy.policies.1=pab"]).policy["policies"] == ["static", "pab"]
+
+
+def test_an_option_of_a_policy_written_as_its_name_alone_can_be_set(tmp_path):
+    path = write(tmp_path, "policy: {name: forecast, base: static}\n")
+    assert load_config(path, ["policy.base.interval=4"]).policy["base"] == {"name": "static", "interval": 4}
+
+
+@pytest.mark.parametrize(
+    ("override", "end"),
+    [
+        ("policy.policies.2.interval=2", "policy.policies has no entry 2; its 2 entries count from 0"),
+        (
+            "policy.policies.static.interval=2",
+            "policy.policies is a list; give it whole, policy.policies=[...], or an entry by its number, policy.policies.0",
+        ),
+        (
+            "policy=[static,fora]",
+            "policy is one policy; for several write policy={name: combine, policies: [static, fora]}",
+        ),
+    ],
+)
+def test_a_list_answers_in_a_sentence(tmp_path, override, end):
+    assert error_of(write(tmp_path, COMBINED), [override]) == f"the override {override!r}: {end}"
+
+
 @pytest.mark.parametrize(
     ("override", "parts"),
     [

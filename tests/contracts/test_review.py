@@ -103,7 +103,7 @@ def test_a_plan_that_never_reuses_is_said_to_be_one(policy, num_steps):
 
 
 def test_a_policy_inside_a_combination_that_reused_nothing_is_named():
-    # The outer one reuses the trunk every second step; the block policy inside measures 0.5 and 0.25 against 0.2, and never reuses.
+    # The outer one reuses the trunk every second step; the inner one measures 0.5 and 0.25 against 0.2, and never reuses.
     @dataclass(frozen=True)
     class Outer(ReusePolicy):
         parts = frozenset({Part.TRUNK})
