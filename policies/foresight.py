@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
-from numbers import Integral, Real
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from fsframework.core import POLICIES, Call, Decision, Entry, Recompute, Reuse, ReusePolicy, Run, Site, State
 from fsframework.core.distance import mse
+from fsframework.core.options import check_types
 from fsframework.core.schedule import check_every, is_reuse_step, warmup_steps
 
 
@@ -95,10 +95,7 @@ class Foresight(ReusePolicy[ForesightState]):
     step, less compute; but their distances are then not refreshed, so later decisions can differ. Off in the paper."""
 
     def __post_init__(self) -> None:
-        for option in fields(self):
-            value, (wanted, kind) = getattr(self, option.name), _KINDS.get(str(option.type), ("", object))
-            if not isinstance(value, kind) or (isinstance(value, bool) and kind in (Real, Integral)):
-                raise ValueError(f"foresight: {option.name}={value!r} must be {wanted}")
+        check_types(self, "foresight")
         check_every(self.recompute_every, "recompute_every", "foresight")
         if not self.gamma >= 0:
             raise ValueError(f"foresight: gamma={self.gamma} must be >= 0; the paper uses 0.25 to 2")
@@ -175,14 +172,6 @@ class Foresight(ReusePolicy[ForesightState]):
         return rows.reshape(num_samples, -1).mean(dim=1).amax()
 
 
-_KINDS: dict[str, tuple[str, type]] = {
-    "float": ("a number", Real),
-    "float | int": ("a number", Real),
-    "int": ("a whole number", Integral),
-    "bool": ("True or False", bool),
-    "str": ("a string", str),
-}
-"""What an option's annotation takes, in words and types. A config is checked before; this is for options given in Python."""
 TAIL = 3
 """Warmup steps that enter lambda."""
 _RECOMPUTE, _REUSE = Recompute(), Reuse()
