@@ -7,7 +7,7 @@ import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -58,9 +58,14 @@ class Artifact:
         Raises:
             ValueError: there is none, it is damaged, of another version, or for another policy.
         """
+        if not isinstance(path, (str, Path)):
+            raise ValueError(
+                f"{policy}: artifact={path!r} must be the path of a file of `fsf calibrate {policy} MODEL`"
+            )
         file = Path(path).expanduser()
         if not file.is_file():
-            raise ValueError(f"{policy}: no artifact {path}. Make it with `fsf calibrate {policy} MODEL`.")
+            what = f"{path} is a folder, no artifact" if file.is_dir() else f"no artifact {path}"
+            raise ValueError(f"{policy}: {what}. Make it with `fsf calibrate {policy} MODEL`.")
         artifact = _read(str(file.absolute()), file.stat().st_mtime_ns)
         if artifact.policy != policy:
             raise ValueError(f"{path} was made for the policy {artifact.policy!r}, not for {policy!r}")
@@ -90,7 +95,8 @@ class Artifact:
         said = "; ".join(differences[name] for name in fatal or differences)
         if fatal:
             raise ValueError(
-                f"the {self.policy} artifact does not fit this run: {said}. Calibrate again for it: `fsf calibrate`."
+                f"the {self.policy} artifact does not fit this run: {said}. Calibrate again for it: "
+                f"`{calibrate_command(self.policy, run)}`."
             )
         if differences:
             warnings.warn(
@@ -116,6 +122,27 @@ class Artifact:
         return out
 
 
+def calibrate_command(policy: str, run: Run) -> str:
+    """The command that calibrates a policy for the model and the number of steps of a run."""
+    model = run.facts.get("checkpoint")
+    return f"fsf calibrate {policy} {model if isinstance(model, str) else 'MODEL'} sampling.num_steps={run.num_steps}"
+
+
+def needs_calibration(policy: str, run: Run, what: str, instead: str) -> ValueError:
+    """The error of a policy that was given neither an artifact nor what stands in its place.
+
+    Args:
+        policy: its registered name.
+        run: the run it was started for.
+        what: what is measured, as in "a table of magnitude ratios".
+        instead: what can be given in its place, as in "ratios=[1.0, 0.98, ...]".
+    """
+    return ValueError(
+        f"{policy} needs {what} of this model. Measure it with `{calibrate_command(policy, run)}` and set the policy's "
+        f"option artifact to the file that writes; or give {instead}."
+    )
+
+
 def _comparable(name: str, value: Any) -> Any:
     """A fact as it is compared: sequences as lists, a latent's shape without its batch; None is not compared."""
     if isinstance(value, (tuple, list)):
@@ -134,10 +161,14 @@ def _read(path: str, _modified: int) -> Artifact:
         raise ValueError(f"{damaged}: it has no format version")
     if content["version"] != VERSION:
         raise ValueError(f"{path} has format version {content['version']}; this fsframework reads version {VERSION}")
-    try:
-        artifact = Artifact(**content)
-    except TypeError as error:
-        raise ValueError(f"{damaged}: {error}") from None
+    missing = [name for name in ("policy", "values", "facts") if name not in content]
+    if missing:
+        raise ValueError(f"{damaged}: it has no {' and no '.join(map(repr, missing))}")
+    known = {f.name for f in fields(Artifact)}
+    unknown = [name for name in content if name not in known]
+    if unknown:
+        raise ValueError(f"{damaged}: it has an unknown {unknown[0]!r}")
+    artifact = Artifact(**content)
     for name in ("values", "facts", "provenance"):
         if not isinstance(getattr(artifact, name), dict):
             raise ValueError(f"{damaged}: {name!r} is no mapping")
@@ -154,6 +185,8 @@ class Fit:
     """How good it is: R^2, residuals, expected share of recomputed steps; printed and kept in the provenance."""
     curves: Sequence[Curve] = ()
     """What to draw: those with the same labels in one panel, those without labels in that of the curve before."""
+    proposed: Mapping[str, Any] = field(default_factory=dict)
+    """Options to start from where the policy needs more than the artifact: a threshold that none was published for."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +219,14 @@ class Calibration(ABC):
         """Name -> the policy to generate with. A recorder is a policy that recomputes everything and logs numbers into
         the trace. The first is the reference of the others. `run` has the sites of the calibrated policy, and the facts
         and timesteps of a real video."""
+
+    def check(self, run: Run, num_clips: int) -> None:
+        """Refuse, before anything is generated, a run or a number of clips from which nothing can follow.
+
+        Raises:
+            ValueError: too few steps or clips.
+        """
+        del run, num_clips
 
     @abstractmethod
     def record(self, rollout: str, trace: Trace, latents: Tensor, reference: Tensor) -> Mapping[str, Any]:

@@ -6,10 +6,12 @@ records is written with where it came from. Nothing is decoded: rollouts end wit
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fsframework
+from fsframework.config.load import to_dict
 from fsframework.config.schema import ARTIFACT, RunConfig
 from fsframework.data.prompts import Clip
 from fsframework.run import artifacts, launch
@@ -32,7 +35,7 @@ from fsframework.run.resolve import Plan, make_plan, policy_options, policy_sour
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fsframework.core import Calibration, LoadedModel, ReusePolicy, Run
+    from fsframework.core import Calibration, Fit, LoadedModel, ReusePolicy, Run
 
 _PACKAGE = Path(fsframework.__file__).resolve().parent
 
@@ -52,8 +55,12 @@ class Result:
     numbers: Mapping[str, float]
     recomputed_steps: int | None
     """Steps in which the policy recomputes everything with the artifact; None where it decides as it goes."""
+    options: Mapping[str, Any]
+    """Options of the policy to give with the artifact: those it was calibrated with, and those it needs besides."""
     wanting: str | None
     """What the policy says if the artifact alone is not enough for it."""
+    replaced: str | None
+    """What the artifact took the place of, if that was of another run."""
 
     def text(self) -> str:
         """What to print: the numbers, the files, and how to use them."""
@@ -65,15 +72,18 @@ class Result:
         lines += [f"  {name.ljust(width)}  {value:.6g}" for name, value in self.numbers.items()]
         if self.recomputed_steps is not None:
             lines.append(f"  with it everything is recomputed in {self.recomputed_steps} of {self.num_steps} steps")
+        if self.replaced is not None:
+            lines.append(f"note: {self.artifact} held {self.replaced}; that is replaced")
         if self.wanting is not None:
             lines.append(f"note: the artifact alone is not enough: {self.wanting}")
-        block = f"{{name: {self.policy}, {ARTIFACT}: {self.artifact}}}"
+        options = "".join(f", {name}: {json.dumps(value)}" for name, value in self.options.items())
+        block = f"{{name: {self.policy}, {ARTIFACT}: {self.artifact}{options}}}"
         lines += [
             f"picture:  {self.picture}",
             f"records:  {self.records}",
             f"artifact: {self.artifact}",
             f"use it:   policy: {block}",
-            f'          fsf run CONFIG.yaml "policy={block}"',
+            f"          fsf run CONFIG.yaml {shlex.quote(f'policy={block}')}",
         ]
         return "\n".join(lines)
 
@@ -115,6 +125,8 @@ def calibrate(config: RunConfig, model: LoadedModel | None = None) -> Result:
     """
     config, wanted_path = _without_artifact(config)
     plan = make_plan(config)
+    if wanted_path is not None:
+        _check_target(Path(wanted_path).expanduser(), plan.policy_name)
     calibration = plan.policy.calibration()
     if calibration is None:
         raise ValueError(f"the policy {plan.policy_name!r} needs no calibration. {_which_do()}")
@@ -125,24 +137,30 @@ def calibrate(config: RunConfig, model: LoadedModel | None = None) -> Result:
     world = launch.start(config.launch.num_processes, plan.device)
     if world.device is not None and plan.device.type == "cuda":
         plan = dataclasses.replace(plan, device=world.device)
-    with world.together():
-        job = _prepare(plan, calibration, open_model(plan, model), wanted_path, world)
-        if world.is_first:
-            job.records.create(job.key)
-    try:
+    with contextlib.ExitStack() as opened:
+        try:
+            with world.together():
+                job = _prepare(plan, calibration, open_model(plan, model), wanted_path, world)
+                if world.is_first:
+                    opened.enter_context(job.records.opened(job.key))
+        except KeyboardInterrupt:
+            if world.is_first:
+                print("\nstopped before the first record; the same command begins again.", file=sys.stderr)
+            raise
+        try:
+            with world.together():
+                notes = _generate(job)
+        except KeyboardInterrupt:
+            if world.is_first:
+                num_done = sum(job.records.load(name, clip) is not None for name in job.rollouts for clip in plan.clips)
+                print(
+                    f"\nstopped with {num_done} of {len(job.rollouts) * len(plan.clips)} records in "
+                    f"{job.records.folder}; the same command goes on from there.",
+                    file=sys.stderr,
+                )
+            raise
         with world.together():
-            notes = _generate(job)
-    except KeyboardInterrupt:
-        if world.is_first:
-            num_done = sum(job.records.load(name, clip) is not None for name in job.rollouts for clip in plan.clips)
-            print(
-                f"\nstopped with {num_done} of {len(job.rollouts) * len(plan.clips)} records in {job.records.folder}; the "
-                f"same command goes on from there.",
-                file=sys.stderr,
-            )
-        raise
-    with world.together():
-        return _finish(job, notes) if world.is_first else _result(job, {}, None, None)
+            return _finish(job, notes) if world.is_first else _result(job, {}, None, {}, None, None)
 
 
 def _without_artifact(config: RunConfig) -> tuple[RunConfig, str | None]:
@@ -170,6 +188,7 @@ def _prepare(
     rollouts = dict(calibration.rollouts(run))
     if not rollouts:
         raise ValueError(f"the calibration of {name} names no rollout")
+    calibration.check(run, len(plan.clips))
     with without_reuse_warnings():
         for policy in rollouts.values():
             policy.start(dataclasses.replace(run, sites=model.bind().sites(policy)))
@@ -189,6 +208,7 @@ def _prepare(
         clips = [(clip.prompt, clip.seed) for clip in plan.clips]
         identity = artifacts.digest({**key, "options": plan.policy_options, "clips": clips})
         path = Path("artifacts") / f"{label}-{run.num_steps}steps-{identity}.json"
+    _check_target(path, name)
     records = Records(path.parent / "_records" / f"{label}-{artifacts.digest(key)}")
     return _Job(plan, model, sampling, calibration, run, rollouts, records, key, path, world)
 
@@ -297,17 +317,21 @@ def _finish(job: _Job, notes: Sequence[str]) -> Result:
     values = _as_json(fit.values, job.plan.policy_name)
     numbers = {name: float(value) for name, value in fit.numbers.items()}
     artifact = Artifact(job.plan.policy_name, values, _facts(job.run), _provenance(job, numbers, notes))
-    if job.artifact.exists() and not _is_artifact(job.artifact):
-        raise ValueError(
-            f"{job.artifact} exists and is no artifact of {job.plan.policy_name}; choose another output.artifact"
-        )
+    replaced = _replaced(_check_target(job.artifact, job.plan.policy_name), artifact.facts)
     artifact.save(job.artifact)
     artifacts.write_text(job.artifact.with_suffix(".svg"), picture(fit, *_captions(job, numbers)))
     job.records.drop_latents()
-    return _result(job, numbers, *_rehearse(job))
+    return _result(job, numbers, *_rehearse(job, fit), replaced)
 
 
-def _result(job: _Job, numbers: Mapping[str, float], recomputed_steps: int | None, wanting: str | None) -> Result:
+def _result(
+    job: _Job,
+    numbers: Mapping[str, float],
+    recomputed_steps: int | None,
+    options: Mapping[str, Any],
+    wanting: str | None,
+    replaced: str | None,
+) -> Result:
     return Result(
         job.artifact,
         job.artifact.with_suffix(".svg"),
@@ -319,7 +343,9 @@ def _result(job: _Job, numbers: Mapping[str, float], recomputed_steps: int | Non
         list(job.rollouts),
         numbers,
         recomputed_steps,
+        options,
         wanting,
+        replaced,
     )
 
 
@@ -346,13 +372,46 @@ def _numbers_in(value: Any, place: str) -> list[tuple[str, float]]:
     return [(place, float(value))] if isinstance(value, (int, float)) else []
 
 
-def _is_artifact(path: Path) -> bool:
-    """Whether a file may be replaced by a newer artifact."""
+def _check_target(path: Path, policy: str) -> dict[str, Any] | None:
+    """What the artifact would take the place of; None if there is nothing.
+
+    Raises:
+        ValueError: something that may not be replaced is there: no artifact, one of another policy, or a picture that is
+            of no calibration.
+    """
+    drawing = path.with_suffix(".svg")
+    if drawing.exists() and not _is_picture(drawing):
+        raise ValueError(f"{drawing} exists and is no picture of a calibration; choose another output.artifact")
+    if not path.exists():
+        return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or not {"policy", "values", "facts", "version"} <= set(content):
+        raise ValueError(f"{path} exists and is no artifact; choose another output.artifact")
+    if content["policy"] != policy:
+        raise ValueError(
+            f"{path} is an artifact of {content['policy']}, not of {policy}; choose another output.artifact, or remove it"
+        )
+    return content
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a calibration drew this; the picture's head says so."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return 'class="calibration"' in file.read(500)
+    except (OSError, UnicodeDecodeError):
         return False
-    return isinstance(content, dict) and {"policy", "values", "facts", "version"} <= set(content)
+
+
+def _replaced(before: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> str | None:
+    """In what the artifact that was there is of another run than the new one."""
+    old = {} if before is None or not isinstance(before["facts"], dict) else before["facts"]
+    names = [name for name in ("checkpoint", "scheduler", "num_steps", "latent_shape") if name in old]
+    differences = [f"{name} {old[name]} (now {facts.get(name)})" for name in names if old[name] != facts.get(name)]
+    return f"an artifact of {', '.join(differences)}" if differences else None
 
 
 def _facts(run: Run) -> dict[str, Any]:
@@ -378,10 +437,39 @@ def _provenance(job: _Job, numbers: Mapping[str, float], notes: Sequence[str]) -
         "policy_options": job.plan.policy_options,
         "rollouts": job.key["rollouts"],
         "notes": list(notes),
-        "environment": artifacts.environment(str(job.plan.device), _PACKAGE),
+        "environment": {
+            **artifacts.environment(str(job.plan.device), _PACKAGE),
+            "command": command_of(job.plan.config, job.plan.policy_name, job.artifact),
+        },
     }
     plain: dict[str, Any] = json.loads(artifacts.to_json(content))
     return plain
+
+
+def command_of(config: RunConfig, policy: str, artifact: Path) -> list[str]:
+    """The command that asks for the same calibration, from whatever called it: what differs from the defaults."""
+    given, usual = to_dict(config), to_dict(RunConfig())
+    words = ["fsf", "calibrate", policy, config.model.name]
+    for section, values in given.items():
+        if section in ("name", "metrics", "reference", "tracking"):  # these mean nothing here
+            continue
+        if not isinstance(values, dict):
+            words += [f"{section}={_override(values)}"] if values != usual[section] else []
+            continue
+        before = {} if section == "policy" else usual[section]
+        words += [
+            f"{section}.{key}={_override(value)}"
+            for key, value in values.items()
+            if f"{section}.{key}" not in ("policy.name", "model.name", "output.artifact", "output.runs_dir")
+            and (section == "policy" or value != before[key])
+        ]
+    return [*words, f"output.artifact={artifact}"]
+
+
+def _override(value: Any) -> str:
+    """A value as an override of the command line."""
+    plain = isinstance(value, str) and re.fullmatch(r"[\w./:@+-]+", value)
+    return str(value) if plain else json.dumps(value)
 
 
 def _clips(count: int) -> str:
@@ -389,23 +477,38 @@ def _clips(count: int) -> str:
 
 
 def _captions(job: _Job, numbers: Mapping[str, float]) -> tuple[str, str]:
-    """Title and second line of the picture."""
+    """Title of the picture, and the lines below: what was set, and what the fit came to."""
     size = "x".join(str(job.sampling[key]) for key in ("num_frames", "height", "width") if job.sampling.get(key))
     title = f"{job.plan.policy_name} on {job.model.name}"
     conditions = [_clips(len(job.plan.clips)), f"{job.run.num_steps} steps", *([size] if size else [])]
     guidance = job.sampling.get("guidance_scale")
     if guidance is not None:
         conditions.append(f"guidance {guidance:g}")
-    return title, ", ".join(conditions + [f"{name} {value:.4g}" for name, value in numbers.items()])
+    said = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items()]
+    return title, "\n".join([", ".join(conditions), *(["fit: " + ", ".join(said)] if said else [])])
 
 
-def _rehearse(job: _Job) -> tuple[int | None, str | None]:
-    """Start the policy with its artifact on the very run it was measured on: the steps in which it recomputes everything,
-    and what it says if it can not be started so."""
-    try:
-        policy = dataclasses.replace(job.plan.policy, **{ARTIFACT: str(job.artifact)})  # type: ignore[type-var]
-        policy.start(job.run)
-        schedule = policy.schedule(job.run)
-    except ValueError as error:
-        return None, str(error)
-    return None if schedule is None else sum(schedule), None
+def _rehearse(job: _Job, fit: Fit) -> tuple[int | None, dict[str, Any], str | None]:
+    """Start the policy with its artifact on the very run it was measured on.
+
+    Returns:
+        The steps in which it recomputes everything, the options to give with the artifact, and what it says if it can not
+        be started without those that the fit proposes.
+    """
+    given = {key: value for key, value in job.plan.config.policy.items() if key not in ("name", ARTIFACT)}
+    wanting: str | None = None
+    for proposed in ({}, dict(fit.proposed)):
+        try:
+            policy = dataclasses.replace(
+                job.plan.policy,  # type: ignore[type-var]
+                **{ARTIFACT: str(job.artifact), **proposed},
+            )
+            policy.start(job.run)
+            schedule = policy.schedule(job.run)
+        except ValueError as error:
+            wanting = wanting or str(error)
+        else:
+            if wanting is not None:
+                wanting += f" Below: {', '.join(f'{k} = {v}' for k, v in proposed.items())}, a value to start from."
+            return None if schedule is None else sum(schedule), {**given, **proposed}, wanting
+    return None, given, wanting

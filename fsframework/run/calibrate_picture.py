@@ -18,8 +18,8 @@ MOST_NAMED = len(COLOURS)
 go from the first to the last."""
 MOST_POINTS = 2000
 """Points of one curve that are drawn; of more every second, third, ..."""
-LOG_RANGE = 100.0
-"""An axis of positive numbers that reach over more than this is logarithmic."""
+LOG_RANGE = 30.0
+"""An axis of positive numbers that reach over more than this is logarithmic, unless they are all whole (steps)."""
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, LEGEND_LINE = 430, 280, 62, 14, 14, 44, 16
 HEAD = 58
 STYLE = """\
@@ -30,7 +30,7 @@ stroke-opacity:.6}</style>"""
 
 
 def picture(fit: Fit, title: str, subtitle: str) -> str:
-    """The SVG's text. Without curves it holds the head only."""
+    """The SVG's text; the subtitle may have several lines. Without curves it holds the head only."""
     panels: dict[tuple[str, str], list[Curve]] = {}
     labels = ("", "")
     for curve in fit.curves:
@@ -39,7 +39,7 @@ def picture(fit: Fit, title: str, subtitle: str) -> str:
     columns = min(2, max(1, len(panels)))
     width = 2 * WIDTH
     drawn = [_panel(*labels, curves, width // columns) for labels, curves in panels.items()]
-    lines = _wrapped(subtitle, width // 7)
+    lines = [line for part in subtitle.splitlines() or [""] for line in _wrapped(part, width // 7)]
     top = HEAD + LEGEND_LINE * (len(lines) - 1)
     out = [f'<rect width="{width}" height="100%" fill="#fff"/>', STYLE, text(16, 26, title, "title", "start")]
     out += [text(16, 46 + LEGEND_LINE * i, line, "", "start") for i, line in enumerate(lines)]
@@ -80,9 +80,8 @@ def _panel(x_label: str, y_label: str, curves: Sequence[Curve], width: int) -> t
     height = HEIGHT
     for curve, colour in shown if len(curves) > 1 or curves[0].name != y_label else ():
         of = "" if len(curves) <= MOST_NAMED else f"  (one of {len(curves)}, in order of colour)"
-        out.append(
-            f'<path class="dots" style="stroke-opacity:1;stroke-width:9" stroke="{colour}" d="M{LEFT} {height}h0"/>'
-        )
+        solid = "stroke-opacity:1;" if curve.is_line else ""  # points in the legend as in the panel
+        out.append(f'<path class="dots" style="{solid}stroke-width:9" stroke="{colour}" d="M{LEFT} {height}h0"/>')
         out.append(text(LEFT + 12, height + 4, curve.name + of, "", "start"))
         height += LEGEND_LINE
     return "".join(out), height + 12
@@ -93,7 +92,8 @@ class _Axis:
 
     def __init__(self, values: Sequence[float], start: float, end: float) -> None:
         low, high = (min(values), max(values)) if values else (0.0, 1.0)
-        self.is_log = low > 0 and high / low > LOG_RANGE
+        are_whole = all(float(value).is_integer() for value in values)
+        self.is_log = not are_whole and low > 0 and high / low > LOG_RANGE
         if low == high:
             low, high = low - (abs(low) / 10 or 1), high + (abs(high) / 10 or 1)
         margin = 0.03 * (math.log(high / low) if self.is_log else high - low)

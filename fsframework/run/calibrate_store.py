@@ -6,11 +6,13 @@ another value of an option that only the fit reads, takes over what is there.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +31,12 @@ class Records:
         self.folder = folder
         self._latents = folder / "reference_latents"
 
-    def create(self, key: Mapping[str, Any]) -> None:
-        """Make the folder, with `key.json`, and drop half-written files of an earlier process.
+    @contextlib.contextmanager
+    def opened(self, key: Mapping[str, Any]) -> Iterator[None]:
+        """Make the folder, with `key.json`, drop half-written files of an earlier process, and keep others out meanwhile.
 
         Raises:
-            ValueError: it can not be written to.
+            ValueError: it can not be written to, or another calibration is writing there.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -41,12 +44,14 @@ class Records:
                 pass
         except OSError as error:
             raise ValueError(
-                f"can not write to {self.folder}: {error.strerror or error}. Choose another place with "
-                f"output.artifact=FILE.json."
+                f"can not write beside the artifact, to {self.folder}: {error.strerror or error}. Choose another place "
+                f"with output.artifact=FILE.json."
             ) from None
-        for leftover in self.folder.rglob(".*.tmp*"):
-            leftover.unlink(missing_ok=True)
-        write_text(self.folder / "key.json", to_json(key, indent=2) + "\n")
+        with _alone_in(self.folder):
+            for leftover in self.folder.rglob(".*.tmp*"):
+                leftover.unlink(missing_ok=True)
+            write_text(self.folder / "key.json", to_json(key, indent=2) + "\n")
+            yield
 
     def path(self, rollout: str, clip: Clip) -> Path:
         """The file of one record."""
@@ -93,6 +98,33 @@ class Records:
 
     def _latents_path(self, clip: Clip) -> Path:
         return self._latents / f"{_clip_name(clip)}-{digest([clip.prompt, clip.seed], 8)}.safetensors"
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Inside, no other process of this machine is inside with the same folder. The system lets go when a process dies.
+
+    Raises:
+        ValueError: one is.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing keeps two calibrations apart
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another calibration is writing its records to {folder}; wait for it, then the same command takes them over"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def _slug(text: str, length: int = 40) -> str:

@@ -6,6 +6,7 @@ import warnings
 import pytest
 
 from fsframework.core import Artifact, Kind, Part, ReuseWarning, Run, Site
+from fsframework.core.calibration import needs_calibration
 
 TIMESTEPS = [999.0, 750.0, 500.0, 250.0]
 FACTS = {
@@ -137,9 +138,24 @@ def test_a_relative_path_means_the_folder_one_is_in_now(tmp_path, monkeypatch):
 
 
 def test_no_file_says_how_to_make_one(tmp_path):
-    for missing in (tmp_path / "a.json", tmp_path):
-        with pytest.raises(ValueError, match=f"teacache: no artifact {missing}. Make it with `fsf calibrate teacache"):
+    for missing, words in (
+        (tmp_path / "a.json", f"no artifact {tmp_path / 'a.json'}"),
+        (tmp_path, f"{tmp_path} is a folder, no artifact"),
+    ):
+        with pytest.raises(ValueError, match=f"teacache: {words}. Make it with `fsf calibrate teacache MODEL`"):
             Artifact.load(missing, "teacache")
+    with pytest.raises(ValueError, match="teacache: artifact=3 must be the path of a file of `fsf calibrate teacache"):
+        Artifact.load(3, "teacache")
+
+
+def test_the_command_that_would_mend_it_names_the_runs_model():
+    with pytest.raises(ValueError, match=r"again for it: `fsf calibrate teacache latte-1 sampling.num_steps=5`\."):
+        artifact().check(run(5))
+    error = needs_calibration("magcache", run(checkpoint=None), "a table", "ratios=[1.0]")
+    assert str(error) == (
+        "magcache needs a table of this model. Measure it with `fsf calibrate magcache MODEL sampling.num_steps=4` and set "
+        "the policy's option artifact to the file that writes; or give ratios=[1.0]."
+    )
 
 
 def test_an_artifact_of_another_policy_is_refused(tmp_path):
@@ -166,8 +182,8 @@ def _content(**changes) -> str:
         (_content()[:50], "is not an artifact"),
         ("[1, 2]", "it has no format version"),
         ('{"a": 1}', "it has no format version"),
-        ('{"version": 1}', "missing 3 required positional arguments"),
-        (_content(more=1), "unexpected keyword argument 'more'"),
+        ('{"version": 1}', "it has no 'policy' and no 'values' and no 'facts'"),
+        (_content(more=1), "it has an unknown 'more'"),
         (_content(values=[1]), "'values' is no mapping"),
         (_content(facts=None), "'facts' is no mapping"),
     ],

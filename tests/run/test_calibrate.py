@@ -24,6 +24,7 @@ from fsframework.run import calibrate as module
 from fsframework.run import launch
 from fsframework.run.calibrate import calibrate
 from fsframework.run.calibrate_picture import picture
+from fsframework.run.calibrate_store import Records
 from fsframework.run.catalog import list_policies
 from fsframework.run.resolve import artifacts_of, load_plugin, policy_options, with_artifacts
 from fsframework.run.runner import run
@@ -333,11 +334,89 @@ def test_a_mistake_is_said_before_anything_is_written(options, loaded_model, tmp
     assert not list(tmp_path.glob("*"))
 
 
-def test_a_file_that_is_no_artifact_is_not_replaced(options, loaded_model, tmp_path):
-    (tmp_path / "ramp.json").write_text('{"important": 1}')
-    with pytest.raises(ValueError, match="is no artifact"):
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("ramp.json", '{"important": 1}', "ramp.json exists and is no artifact; choose another output.artifact"),
+        (
+            "ramp.json",
+            '{"policy": "teacache", "values": {}, "facts": {}, "version": 1}',
+            "is an artifact of teacache, not",
+        ),
+        ("ramp.svg", "<svg/>", "ramp.svg exists and is no picture of a calibration"),
+    ],
+)
+def test_what_is_not_its_own_is_not_replaced_and_that_is_said_before_anything_is_generated(
+    options, loaded_model, tmp_path, monkeypatch, name, content, words
+):
+    (tmp_path / name).write_text(content)
+    made = count_videos(monkeypatch)
+    with pytest.raises(ValueError, match=words):
         calibrate(load_config(None, [*options, "prompts.limit=1"]), loaded_model)
-    assert (tmp_path / "ramp.json").read_text() == '{"important": 1}'
+    assert (tmp_path / name).read_text() == content
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert made == []
+
+
+def test_that_the_artifact_of_another_run_is_replaced_is_said(options, finished, loaded_model):
+    assert finished.replaced is None
+    assert calibrate(load_config(None, options), loaded_model).replaced is None  # the same again
+    result = calibrate(load_config(None, [*options, "sampling.num_steps=3", "prompts.limit=1"]), loaded_model)
+    assert f"note: {result.artifact} held an artifact of num_steps 4 (now 3); that is replaced" in result.text()
+
+
+def test_a_run_from_which_nothing_can_follow_is_refused_before_anything_is_generated(
+    options, loaded_model, tmp_path, monkeypatch
+):
+    def check(self, run, num_clips):
+        raise ValueError(f"ramp: {num_clips} clips of {run.num_steps} steps are too few")
+
+    original = module.make_plan
+
+    def make_plan(config):
+        plan = original(config)
+        monkeypatch.setattr(type(plan.policy.calibration()), "check", check, raising=False)
+        return plan
+
+    monkeypatch.setattr(module, "make_plan", make_plan)
+    made = count_videos(monkeypatch)
+    with pytest.raises(ValueError, match="ramp: 2 clips of 4 steps are too few"):
+        calibrate(load_config(None, options), loaded_model)
+    assert made == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_calibration_at_the_same_time_is_refused(tmp_path):
+    key, folder = {"a": 1}, tmp_path / "records"
+    with Records(folder).opened(key):
+        (folder / ".half.json.tmp").touch()  # the first is just writing it
+        with (
+            pytest.raises(ValueError, match="another calibration is writing its records to"),
+            Records(folder).opened(key),
+        ):
+            pass
+        assert (folder / ".half.json.tmp").exists()
+    with Records(folder).opened(key):
+        assert [p.name for p in folder.iterdir()] == ["key.json"]
+
+
+def test_stopped_before_the_first_record_it_says_so(options, loaded_model, monkeypatch, capsys):
+    def interrupted(plan, model):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "open_model", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(load_config(None, options), loaded_model)
+    assert "stopped before the first record; the same command begins again." in capsys.readouterr().err
+
+
+def test_the_command_that_is_kept_asks_for_the_same_whatever_called(options, finished, tmp_path):
+    command = Artifact.load(finished.artifact, "ramp").provenance["environment"]["command"]
+    assert command[:3] == ["fsf", "calibrate", "ramp"]
+    again, asked = load_config(None, ["policy=ramp", f"model={command[3]}", *command[4:]]), load_config(None, options)
+    assert {"sampling.num_steps=4", "prompts.limit=2", f"plugins={json.dumps([str(RAMP)])}"} <= set(command[4:])
+    for section in ("model", "policy", "sampling", "prompts", "seeds", "engine", "launch", "plugins"):
+        assert getattr(again, section) == getattr(asked, section), section
 
 
 @pytest.mark.parametrize(
@@ -407,6 +486,47 @@ def test_what_the_policy_wants_besides_the_artifact_is_said(options, finished, l
     monkeypatch.setattr(module, "make_plan", make_plan)
     text = calibrate(load_config(None, options), loaded_model).text()
     assert "note: the artifact alone is not enough: ramp: set threshold yourself." in text
+
+
+def test_the_line_to_use_it_has_the_options_it_was_made_with_and_those_the_fit_proposes(
+    options, finished, loaded_model, monkeypatch
+):
+    original = module.make_plan
+
+    def make_plan(config):
+        plan = original(config)
+        kind, sound = type(plan.policy), type(plan.policy.calibration()).fit
+        start = kind.start
+
+        def needs_more(self, run):
+            if self.threshold != 0.25:
+                raise ValueError("ramp: set threshold yourself.")
+            return start(self, run)
+
+        def fit(self, records, run):
+            return dataclasses.replace(sound(self, records, run), proposed={"threshold": 0.25})
+
+        monkeypatch.setattr(kind, "start", needs_more)
+        monkeypatch.setattr(type(plan.policy.calibration()), "fit", fit)
+        return plan
+
+    monkeypatch.setattr(module, "make_plan", make_plan)
+    result = calibrate(load_config(None, [*options, "policy.longest=3"]), loaded_model)
+    assert f"{{name: ramp, artifact: {result.artifact}, longest: 3, threshold: 0.25}}" in result.text()
+    assert "set threshold yourself" in result.text()
+    assert result.recomputed_steps is not None
+
+
+def test_an_axis_is_logarithmic_over_a_wide_range_but_not_along_steps():
+    wide = [
+        Curve("limit", [1, 49], [2.5, 2.5], "step", "change"),
+        Curve("change", [1, 2], [0.04, 0.2], "step", "change"),
+    ]
+    text = picture(Fit({}, {}, wide), "t", "settings\nfit: numbers")
+    assert "10⁻¹" in text
+    assert ">20<" in text  # of the steps
+    assert ">settings<" in text
+    assert ">fit: numbers<" in text
 
 
 @pytest.fixture
