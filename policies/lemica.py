@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -21,10 +22,12 @@ from fsframework.core import (
     Fit,
     Part,
     ReusePolicy,
+    ReuseWarning,
     Run,
     Site,
     Trace,
 )
+from fsframework.core.calibration import needs_calibration
 from fsframework.core.options import check_types
 from fsframework.core.policy import Storage
 from fsframework.core.schedule import most_kept, plan
@@ -105,7 +108,16 @@ class LeMiCa(ReusePolicy[list[Decision]]):
             ValueError: neither an artifact nor steps, an artifact of another model or number of steps, or a budget that no
                 path has.
         """
-        return plan(self.schedule(run), run.depth)
+        computed = self.schedule(run)
+        beyond = [step for step in self.steps or () if step >= run.num_steps]
+        if beyond and not all(computed):
+            warnings.warn(
+                f"lemica: steps={list(self.steps or ())}: the run's steps are 0 to {run.num_steps - 1}, so {beyond} are "
+                f"left out",
+                ReuseWarning,
+                stacklevel=2,
+            )
+        return plan(computed, run.depth)
 
     def decide(self, state: list[Decision], call: Call, site: Site) -> Decision:
         """By the step's number."""
@@ -119,9 +131,8 @@ class LeMiCa(ReusePolicy[list[Decision]]):
         if self.steps is not None:
             chosen = set(self.steps)
         elif self.artifact is None:
-            raise ValueError(
-                "lemica needs errors measured for this model: artifact=FILE, from `fsf calibrate lemica MODEL` (or the "
-                "computed steps by hand: steps=[0, 1, 3, 5])"
+            raise needs_calibration(
+                "lemica", run, "the errors of reuse", "the computed steps by hand, as in steps=[0, 1, 3, 5]"
             )
         else:
             artifact = Artifact.load(self.artifact, "lemica")
@@ -205,6 +216,15 @@ class _EdgeErrors(Calibration):
             videos[f"{i}-{j}"] = [*range(i + 1), *range(j, n)]
         return {name: replace(policy, artifact=None, steps=steps) for name, steps in videos.items()}
 
+    def check(self, run: Run, num_clips: int) -> None:
+        """Between the first and the last steps there must be one to reuse."""
+        policy = self._policy
+        if not edges_between(run.num_steps, policy.max_skip, policy.first, policy.last):
+            raise ValueError(
+                f"lemica: {run.num_steps} steps leave nothing to reuse between the first and the last ones; set "
+                f"sampling.num_steps higher"
+            )
+
     def record(self, rollout: str, trace: Trace, latents: Tensor, reference: Tensor) -> Mapping[str, Any]:
         """The mean absolute difference of the final latents."""
         del rollout, trace
@@ -216,10 +236,6 @@ class _EdgeErrors(Calibration):
             if name != "full":
                 i, j = (int(step) for step in name.split("-"))
                 edges.append((i, j, sum(record["error"] for record in found) / len(found)))
-        if not edges:
-            raise ValueError(
-                f"lemica: {run.num_steps} steps leave nothing to reuse between the first and the last ones"
-            )
         policy, known = self._policy, tuple(edges)
         worst: dict[int, float] = {}
         weights = {(i, j): w for i, j, w in edges}
@@ -229,16 +245,18 @@ class _EdgeErrors(Calibration):
             except ValueError:
                 continue
             worst[budget] = max(weights.get(edge, 0.0) for edge in pairwise(path))
-        curves = [
-            Curve(
-                "largest error of a stretch", [float(b) for b in worst], list(worst.values()), "computed steps", "error"
-            )
-        ]
+        # With every step computed there is no error, and nothing to see.
+        shown = {budget: error for budget, error in worst.items() if budget < run.num_steps}
+        labels = ("computed steps in all", "largest error of a stretch, of the best path")
+        curves = [Curve(labels[1], [float(budget) for budget in shown], list(shown.values()), *labels)]
         for skip in range(2, policy.max_skip + 1):
             points = [(float(i), w) for i, j, w in edges if j - i == skip]
             if points:
                 x, y = zip(*points)
-                curves.append(Curve(f"{skip - 1} steps reused", x, y, "step reused from", "error of the final latents"))
+                name = f"{skip - 1} step{'s' if skip > 2 else ''} reused"
+                curves.append(
+                    Curve(name, x, y, "computed step before the reused", "mean |difference| of final latents")
+                )
         numbers = {
             "fewest_computed_steps": float(min(worst)),
             "smallest_error": min(weights.values()),

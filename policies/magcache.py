@@ -30,6 +30,7 @@ from fsframework.core import (
     Site,
     State,
 )
+from fsframework.core.calibration import needs_calibration
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -169,10 +170,7 @@ class MagCache(ReusePolicy[MagCacheState]):
         if self.ratios is not None:
             return self.ratios
         if self.artifact is None:
-            raise ValueError(
-                "magcache needs the model's table of magnitude ratios. Measure it with `fsf calibrate magcache MODEL` and "
-                "set policy.artifact to the file it writes, or give policy.ratios."
-            )
+            raise needs_calibration("magcache", run, "a table of magnitude ratios", "ratios=[...], one per step")
         tables = Artifact.load(self.artifact, "magcache").values.get("ratios")
         if not isinstance(tables, Mapping) or not tables:
             raise ValueError(f"{self.artifact} holds no 'ratios' by guidance branch; calibrate again")
@@ -228,6 +226,13 @@ class MagCacheCalibration(Calibration):
         """One: everything computed, ratios logged."""
         return {"full": RatioRecorder()}
 
+    def check(self, run: Run, num_clips: int) -> None:
+        """A ratio is of two steps."""
+        if run.num_steps < 2:
+            raise ValueError(
+                "magcache: a run of one step has no ratios to measure; set sampling.num_steps to 2 or more"
+            )
+
     def record(self, rollout: str, trace: Trace, latents: Tensor, reference: Tensor) -> Mapping[str, Any]:
         """`ratios` and `spread` by branch, one number per step but the first."""
         return {name: _by_branch(trace, column) for name, column in (("ratios", "ratio"), ("spread", "spread"))}
@@ -251,17 +256,20 @@ class MagCacheCalibration(Calibration):
             plan = MagCache(
                 self.policy.threshold, self.policy.max_consecutive, self.policy.retention, tables[branch]
             ).schedule(run)
+            # "joint" by itself would read like a kind of attention.
+            of = "both branches" if branch == Branch.JOINT else branch
+            if len(rows) > 1:
+                numbers[f"largest difference between videos, {of}"] = max(apart)
             numbers |= {
-                f"largest difference between videos, {branch}": max(apart),
-                f"mean standard deviation over tokens, {branch}": sum(tokens) / len(tokens),
-                f"share of recomputed steps, {branch}": sum(plan) / len(plan),
+                f"mean standard deviation over tokens, {of}": sum(tokens) / len(tokens),
+                f"share of recomputed steps, {of}": sum(plan) / len(plan),
             }
             steps = list(range(1, run.num_steps))
             labels = ("step", "magnitude ratio of the residual")
-            curves.append(Curve(f"{branch}, mean", steps, means, *labels))
+            curves.append(Curve(f"{of}, mean", steps, means, *labels))
             if len(rows) > 1:
                 cloud_x, cloud_y = steps * len(rows), [g for row in rows for g in row]
-                curves.append(Curve(f"{branch}, each video", cloud_x, cloud_y, *labels, is_line=False))
+                curves.append(Curve(f"{of}, each video", cloud_x, cloud_y, *labels, is_line=False))
         if not tables:
             raise ValueError("magcache: no ratios were recorded; the runs need at least 2 steps")
         return Fit({"ratios": tables}, numbers, curves)

@@ -28,6 +28,7 @@ from fsframework.core import (
     State,
     Trace,
 )
+from fsframework.core.calibration import needs_calibration
 from fsframework.core.distance import relative_l1
 
 Errors = Sequence[Sequence[float]]
@@ -138,9 +139,8 @@ class SmoothCache(ReusePolicy[SmoothCacheState]):
         if self.steps is not None:
             return {kind: _by_hand(self.steps, kind, run.num_steps) for kind in kinds}
         if self.artifact is None:
-            raise ValueError(
-                "smoothcache needs errors measured for this model: artifact=FILE, from `fsf calibrate smoothcache MODEL` "
-                "(or schedules by hand: steps={attention: [0, 2, 4]})"
+            raise needs_calibration(
+                "smoothcache", run, "the errors of reuse", "schedules by hand, as in steps={attention: [0, 2, 4]}"
             )
         artifact = Artifact.load(self.artifact, "smoothcache")
         measured, timesteps = artifact.values["errors"], artifact.values["timesteps"]
@@ -260,6 +260,11 @@ class _ErrorCurves(Calibration):
     def rollouts(self, run: Run) -> Mapping[str, ReusePolicy[Any]]:
         return {"full": ErrorRecorder(min(self._max_lag, max(1, run.num_steps - 1)))}
 
+    def check(self, run: Run, num_clips: int) -> None:
+        """An error is of two steps."""
+        if run.num_steps < 2:
+            raise ValueError("smoothcache: a run of one step has no errors to measure; set sampling.num_steps higher")
+
     def record(self, rollout: str, trace: Trace, latents: Tensor, reference: Tensor) -> Mapping[str, Any]:
         """Errors of each kind, lag and step, averaged over blocks and branches."""
         del rollout, latents, reference
@@ -278,8 +283,6 @@ class _ErrorCurves(Calibration):
         del run
         all_errors = [record["errors"] for record in records["full"]]
         timesteps = records["full"][0]["timesteps"]
-        if not all_errors[0]:
-            raise ValueError("smoothcache: a run of one step has no errors to measure")
         errors: dict[str, list[list[float]]] = {}
         for kind, rows in all_errors[0].items():
             errors[kind] = [
@@ -290,11 +293,15 @@ class _ErrorCurves(Calibration):
             f"computed_share_of_{kind}": sum(greedy(rows, self._alpha, len(timesteps))) / len(timesteps)
             for kind, rows in errors.items()
         }
-        curves = [
-            Curve(f"{kind}, lag {k + 1}", [float(i) for i in range(len(row))], row, "step", "relative L1 error")
-            for kind, rows in errors.items()
-            for k, row in enumerate(rows)
-        ]
+        curves: list[Curve] = []
+        for kind, rows in errors.items():  # a panel each
+            labels = ("step", f"relative L1 error of {kind}")
+            lags = [
+                Curve(f"reused {k + 1} step{'s' if k else ''} later", [float(i) for i in range(len(row))], row, *labels)
+                for k, row in enumerate(rows)
+            ]
+            ends = [0.0, float(len(rows[0]) - 1)]
+            curves += [*lags, Curve(f"alpha = {self._alpha:g}", ends, [self._alpha, self._alpha], *labels)]
         return Fit({"errors": errors, "timesteps": timesteps}, shares, curves)
 
 

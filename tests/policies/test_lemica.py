@@ -35,6 +35,16 @@ def descending(path, weights):
     return None if None in found else sorted(found, reverse=True)
 
 
+def test_steps_beyond_the_run_are_a_warning_unless_every_step_is_computed(recwarn):
+    LeMiCa(steps=range(1000)).start(run_of(10))
+    LeMiCa(steps=[0, 5]).start(run_of(10))
+    assert not recwarn.list
+    with pytest.warns(
+        ReuseWarning, match=r"steps=\[0, 10, 99\]: the run's steps are 0 to 9, so \[10, 99\] are left out"
+    ):
+        LeMiCa(steps=[0, 10, 99]).start(run_of(10))
+
+
 def test_the_smallest_largest_error_wins_and_then_the_second_largest():
     # Four of five steps: one stretch of one step. 0-2 costs 3, 1-3 costs 1, 2-4 costs 2.
     edges = ((0, 2, 3.0), (1, 3, 1.0), (2, 4, 2.0), (0, 3, 2.5), (1, 4, 9.0))
@@ -165,7 +175,7 @@ def test_an_artifact_of_another_number_of_steps_is_refused_and_another_size_is_c
 
 
 def test_without_an_artifact_it_says_how_to_make_one():
-    with pytest.raises(ValueError, match="needs errors measured for this model.*fsf calibrate lemica MODEL"):
+    with pytest.raises(ValueError, match="lemica needs the errors of reuse of this model.*fsf calibrate lemica MODEL"):
         LeMiCa().start(run_of(8))
 
 
@@ -198,3 +208,9 @@ def test_two_videos_and_another_number_of_steps_in_one_session():
 def test_an_option_that_makes_no_sense_is_refused_at_once(options, message):
     with pytest.raises(ValueError, match=message):
         LeMiCa(**options)
+
+
+def test_a_calibration_with_nothing_to_reuse_is_refused_beforehand():
+    with pytest.raises(ValueError, match="lemica: 2 steps leave nothing to reuse"):
+        LeMiCa().calibration().check(Run(2, [1.0, 0.0], []), 1)
+    LeMiCa().calibration().check(Run(3, [2.0, 1.0, 0.0], []), 1)  # step 1

@@ -10,6 +10,7 @@ from toys import SmoothDiT, run_scripted, run_smooth, toy_session
 from fsframework.core import Artifact, ReuseWarning, Run
 from fsframework.core.calibration import CHECKED
 from fsframework.policies.magcache import MagCache, nearest
+from fsframework.policies.smoothcache import SmoothCache
 
 quiet = pytest.mark.filterwarnings("ignore::fsframework.core.review.ReuseWarning")
 
@@ -115,7 +116,7 @@ def test_a_table_of_another_length_is_used_with_a_warning():
 
 
 def test_without_a_table_the_error_says_how_to_get_one():
-    with pytest.raises(ValueError, match="Measure it with `fsf calibrate magcache MODEL`"):
+    with pytest.raises(ValueError, match="Measure it with `fsf calibrate magcache MODEL sampling.num_steps=4`"):
         run_scripted(MagCache(), lambda block, t: 1.0, num_steps=4)
 
 
@@ -162,14 +163,14 @@ def test_calibration_measures_the_ratio_of_the_residuals_norms_per_step():
     assert records[0]["spread"]["joint"] == pytest.approx([0.0] * 4, abs=1e-6)
     assert fit.values["ratios"]["joint"] == pytest.approx([1.0, 0.5, 1.5, 1.0, 0.5])
     # Planned: 0.5 and 0.5 are too much at steps 1 and 2; step 3 is reused; a = 0.5 at step 4 is too much.
-    assert fit.numbers["share of recomputed steps, joint"] == 4 / 5
+    assert fit.numbers["share of recomputed steps, both branches"] == 4 / 5
     assert fit.curves[0].x == [1, 2, 3, 4]
 
 
 def test_calibration_averages_over_videos_and_says_how_far_they_are_apart():
     fit, _ = calibrate(MagCache(), [lambda block, t: 1.0 + t, lambda block, t: 1.0])
     assert fit.values["ratios"]["joint"] == pytest.approx([1.0, 1.5, 1.25, (1 + 4 / 3) / 2, 1.125])
-    assert fit.numbers["largest difference between videos, joint"] == pytest.approx(1.0)
+    assert fit.numbers["largest difference between videos, both branches"] == pytest.approx(1.0)
     assert [curve.is_line for curve in fit.curves] == [True, False]
 
 
@@ -241,3 +242,10 @@ def test_videos_in_one_session_equal_each_alone_also_after_one_that_was_cut_shor
 def test_an_option_that_makes_no_sense_is_refused_at_once(options, message):
     with pytest.raises(ValueError, match=message):
         MagCache(**options)
+
+
+@pytest.mark.parametrize("policy", [MagCache(), SmoothCache()])
+def test_a_calibration_of_one_step_is_refused_beforehand(policy):
+    with pytest.raises(ValueError, match="a run of one step has no"):
+        policy.calibration().check(Run(1, [1.0], []), 8)
+    policy.calibration().check(Run(2, [1.0, 0.0], []), 1)

@@ -214,7 +214,9 @@ def test_calibration_measures_errors_relative_to_the_older_value_averages_blocks
 
 
 def test_without_an_artifact_it_says_how_to_make_one():
-    with pytest.raises(ValueError, match="needs errors measured for this model.*fsf calibrate smoothcache MODEL"):
+    with pytest.raises(
+        ValueError, match="smoothcache needs the errors of reuse of this model.*fsf calibrate smoothcache MODEL"
+    ):
         SmoothCache().start(Run(8, range(8), [MLP]))
 
 
