@@ -82,6 +82,18 @@ class Synthesize:
 
 Decision = Union[Recompute, Reuse, Forecast, Blend, Partial, Synthesize]
 
+
+def wrong_decision(policy: object, site: Site, found: object, whom: str, takes: str) -> TypeError:
+    """The error where `decide` answered with something that can not be carried out; `takes` says what can."""
+    gave = f"{type(policy).__name__}.decide({site}) gave {found!r}"
+    if found is None:
+        return TypeError(f"{gave}; every way out of decide must return a decision: {whom} takes {takes}")
+    if isinstance(found, type) and found.__name__ in takes:
+        arguments = "" if found in (Recompute, Reuse) else "..."
+        return TypeError(f"{gave}, the class; return an object: {found.__name__}({arguments})")
+    return TypeError(f"{gave}, which {whom} can not carry out; it takes {takes}")
+
+
 RECOMPUTE = Recompute()
 DISCARD = Recompute(keep=False)
 REUSE = Reuse()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fsframework.core.decision import Forecast, Recompute, Reuse, Synthesize
+from fsframework.core.decision import Forecast, Recompute, Reuse, Synthesize, wrong_decision
 from fsframework.core.samples import rows_of, stacked
 from fsframework.core.site import Branch, State
 from fsframework.core.trace import FORECAST, RECOMPUTE, REUSE, SYNTHESIZE
@@ -67,10 +67,7 @@ class ModelCall:
                 return made
             record.force(self._row)
         elif not isinstance(decision, Recompute):
-            raise TypeError(
-                f"{type(policy).__name__}.decide({site}) gave {decision!r}; the model takes Recompute, Reuse, Forecast "
-                f"or Synthesize"
-            )
+            raise wrong_decision(policy, site, decision, "the model", "Recompute, Reuse, Forecast or Synthesize")
         output = engine.run_model(record, 1.0, self._slot, self._model, self._args, self._kwargs)
         value = self._predictions(output)
         if site not in engine.residual_sites:

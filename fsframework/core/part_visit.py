@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fsframework.core.decision import RECOMPUTE as DO_RECOMPUTE
-from fsframework.core.decision import Blend, Forecast, Partial, Recompute, Reuse
+from fsframework.core.decision import Blend, Forecast, Partial, Recompute, Reuse, wrong_decision
 from fsframework.core.keys import PartKey
 from fsframework.core.site import Site, State
 from fsframework.core.tokens import check_partial, cut_first, cut_tables, put_tokens, video_tokens
@@ -37,6 +37,8 @@ def visit_part(
     streams = tuple([a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)])
     row = record.begin_visit(site, streams, RECOMPUTE)
     decision = policy.decide(record.state, record, site)
+    if not isinstance(decision, (Recompute, Reuse, Forecast, Partial, Blend)):
+        raise wrong_decision(policy, site, decision, "a sub-module", "Recompute, Reuse, Forecast, Blend or Partial")
     history = () if isinstance(decision, Recompute) else record.history(site)
     if not history and not isinstance(decision, (Recompute, Blend)):
         record.force(row)
@@ -64,8 +66,6 @@ def visit_part(
         record.amend(row, PARTIAL, record.step.index - entry.step, index.shape[-1] / num_tokens)
         record.store(site, _gated(merged, gate), None)
         return _as_output(merged)
-    if not isinstance(decision, (Recompute, Blend)):
-        raise TypeError(f"{type(policy).__name__}.decide({site}) gave {decision!r}, which no sub-module can carry out")
     output = slot.call(module, args, kwargs)
     fresh = _gated(_as_state(output), gate)
     if isinstance(decision, Recompute):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fsframework.core.cache import Entry, versions
 from fsframework.core.decision import RECOMPUTE as DO_RECOMPUTE
-from fsframework.core.decision import Blend, Decision, Forecast, Partial, Recompute, Reuse
+from fsframework.core.decision import Blend, Decision, Forecast, Partial, Recompute, Reuse, wrong_decision
 from fsframework.core.keys import BlockKey, PartKey
 from fsframework.core.meter import Meter
 from fsframework.core.part_visit import video_tokens_at, visit_part
@@ -334,8 +334,9 @@ class ForwardRecord:
                 self.store(site, value, streams)
                 return value
         elif not isinstance(decision, Blend):
-            name = type(self._policy).__name__
-            raise TypeError(f"{name}.decide({site}) gave {decision!r}, which no block can carry out")
+            raise wrong_decision(
+                self._policy, site, decision, "a block", "Recompute, Reuse, Forecast, Blend or Partial"
+            )
         entry = self.last(site)
         if not isinstance(decision, Blend):
             self.force(row)
@@ -368,19 +369,18 @@ class ForwardRecord:
         if isinstance(decision, Recompute):
             self._open.append((region, row, entered, versions(entered), decision.keep))
             return False
+        if not isinstance(decision, (Reuse, Forecast)) or decision.through is not None:
+            raise wrong_decision(self._policy, region, decision, "a region", "Recompute, Reuse or Forecast")
         history = self.history(region)
         if not history:
             self.force(row)
             self._open.append((region, row, entered, versions(entered), True))
             return False
         entry = history[-1]
-        if isinstance(decision, Reuse) and decision.through is None:
+        if isinstance(decision, Reuse):
             code, value = REUSE, entry.value
-        elif isinstance(decision, Forecast):
-            code, value = FORECAST, decision.fn(history, self.step)
         else:
-            name = type(self._policy).__name__
-            raise TypeError(f"{name}.decide({region}) gave {decision!r}; a region takes Recompute, Reuse or Forecast")
+            code, value = FORECAST, decision.fn(history, self.step)
         lag = self.step.index - entry.step
         self.amend(row, code, lag)
         if region in self._residual_sites:
