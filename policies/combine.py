@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal, cast
@@ -26,6 +26,7 @@ from fsframework.core import (
 )
 from fsframework.core.meter import Meter
 from fsframework.core.policy import Storage, as_policy
+from fsframework.core.registry import nearest
 
 
 @dataclass
@@ -82,8 +83,10 @@ class Combined(ReusePolicy[CombinedState]):
     def __post_init__(self) -> None:
         given = self.policies
         if isinstance(given, str) or not isinstance(given, Sequence) or not given:
+            alone = isinstance(given, (str, Mapping, ReusePolicy))
             raise ValueError(
-                f"combine: policies must be a list of policies, such as [foresight, fora]; found {given!r}"
+                "combine: policies must be a list of policies, such as [foresight, fora]; found "
+                + (f"{_written(given)} alone, which needs no `combine`" if alone else _written(given))
             )
         policies = tuple(as_policy(one, f"combine: policies[{i}]") for i, one in enumerate(given))
         object.__setattr__(self, "policies", policies)
@@ -244,16 +247,25 @@ class Combined(ReusePolicy[CombinedState]):
         """Start each policy on its own sites; one without any is an error, as it is alone."""
         runs = self._own_runs(run)
         for i, own in enumerate(runs):
+            asked = [dataclasses.replace(s, denoiser="") for s in run.sites if s.part in self.policies[i].parts]
+            found = [site.name for site in asked]
+            hint = _nearest_pattern(self._filter(i) or (), asked)
             if not own.sites:
-                found = ", ".join(sorted({s.name for s in run.sites if s.part in self.policies[i].parts}))
                 raise ValueError(
                     f"combine: {self._name(i)} asks about {_parts(self.policies[i].parts)}, and "
                     + (
-                        f"only={list(self._filter(i) or ())} leaves none of {found}"
+                        f"only={list(self._filter(i) or ())} takes none of its sites. {hint}"
                         if found
-                        else "the model has no such site"
+                        else _no_such(run)
                     )
                 )
+            for pattern in self._filter(i) or ():
+                if not any(_is_in(name, (pattern,)) for name in found):
+                    warnings.warn(
+                        f"combine: {pattern!r} in `only` of {self._name(i)} takes no site of this model. {hint}",
+                        ReuseWarning,
+                        stacklevel=2,
+                    )
         self._check_schedules(runs)
         states = [policy.start(own) for policy, own in zip(self.policies, runs, strict=True)]
         owner = {site: i for i, own in enumerate(runs) for site in own.sites}
@@ -348,6 +360,27 @@ class _OwnMeter:
         return self._meter.take(f"{self._index}.{key}")
 
 
+def _written(policies: Any) -> str:
+    """What was given as `policies`, as one would write it."""
+    if isinstance(policies, ReusePolicy):
+        return POLICIES.name_of(type(policies))
+    return "an empty list" if isinstance(policies, Sequence) and not policies else repr(policies)
+
+
+def _nearest_pattern(patterns: Sequence[str], sites: Sequence[Site]) -> str:
+    """Did you mean ...? And the patterns that stand for a kind of block, or for a sub-module of every block."""
+    known = dict.fromkeys(f"{s.kind.value}.*" if s.part in _IN_BLOCKS else s.name for s in sites)
+    known |= dict.fromkeys(f"*.{s.part.value}" for s in sites if s.part.inside_block)
+    names = {site.name for site in sites}
+    wrong = next((p for p in patterns if not any(_is_in(name, (p,)) for name in names)), "")
+    return nearest(wrong, list(known))
+
+
+def _no_such(run: Run) -> str:
+    found = _parts(frozenset(site.part for site in run.sites))
+    return "the model has no such site" + (f"; of what is asked about it has {found}" if found else "")
+
+
 def _is_in(name: str, patterns: tuple[str, ...] | None) -> bool:
     return patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns)
 
@@ -371,4 +404,6 @@ def _parts(parts: frozenset[Part]) -> str:
     return ", ".join(part.value for part in Part if part in parts)
 
 
+_IN_BLOCKS = frozenset({Part.BLOCK, *(part for part in Part if part.inside_block)})
+"""Parts whose sites are named by the kind of their block."""
 _DISCARD = Recompute(keep=False)

@@ -255,7 +255,8 @@ def as_policy(value: Any, option: str) -> ReusePolicy[Any]:
     if isinstance(value, str):
         value = {"name": value}
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        found = f"a list of {len(value)}" if isinstance(value, (list, tuple)) else repr(value)
         raise ValueError(
-            f"{option} must be a policy, its name, or a mapping such as {{name: static, interval: 3}}; found {value!r}"
+            f"{option} must be a policy, its name, or a mapping such as {{name: static, interval: 3}}; found {found}"
         )
     return POLICIES[value["name"]](**{key: given for key, given in value.items() if key != "name"})

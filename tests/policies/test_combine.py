@@ -298,8 +298,11 @@ def test_two_videos_in_one_session_equal_each_alone_with_another_number_of_steps
             [Foresight(eliminate_dead=True), TaylorSeer()],
             "combine: foresight has eliminate_dead, which asks for all blocks before anything runs",
         ),
-        ([], r"policies must be a list of policies, such as \[foresight, fora\]; found \[\]"),
-        ("static", "policies must be a list of policies"),
+        ([], r"policies must be a list of policies, such as \[foresight, fora\]; found an empty list$"),
+        ("static", "policies must be a list of policies, .*; found 'static' alone, which needs no `combine`$"),
+        ({"name": "static"}, "found {'name': 'static'} alone, which needs no `combine`$"),
+        (StaticReuse(), "found static alone, which needs no `combine`$"),
+        (3, "found 3$"),
         ([3], r"combine: policies\[0\] must be a policy, its name, or a mapping"),
         (["foresite"], "unknown policy 'foresite'. Did you mean 'foresight'"),
     ],
@@ -346,11 +349,24 @@ def test_patterns_that_overlap_are_an_error_at_the_sessions_start():
 def test_a_policy_left_without_sites_is_an_error():
     policy = Combined([TaylorSeer(), StaticReuse(storage="residual")], only=["spatial.*", None])
     with pytest.raises(
-        ValueError, match=r"combine: taylorseer asks about .*, and only=\['spatial.\*'\] leaves none of joint.0"
+        ValueError,
+        match=r"combine: taylorseer asks about .*, and only=\['spatial.\*'\] takes none of its sites. .*Known: \*.attention, "
+        r"\*.mlp, joint.\*.$",
     ):
         run(policy)
     with pytest.raises(ValueError, match=r"Every asks about cross_attention, and the model has no such site"):
         run(Combined([TaylorSeer(part="block"), Every(Part.CROSS_ATTENTION)]))
+
+
+def test_a_misspelt_pattern_is_told_with_the_nearest():
+    with pytest.raises(ValueError, match=r"takes none of its sites. Did you mean 'joint.\*'\? Known: "):
+        run(Combined([TaylorSeer()], only=["jont.*"]))
+    policy = Combined([TaylorSeer(interval=2, first_steps=1)], only=[["joint.0.*", "*.mlpp"]])
+    with pytest.warns(
+        ReuseWarning, match=r"'\*.mlpp' in `only` of taylorseer takes no site of .* Did you mean '\*.mlp'"
+    ):
+        session, _ = run(policy)
+    assert session.trace.decisions("joint.0.attention") == "CFCFCFC"
 
 
 def test_names_and_mappings_will_do():
