@@ -95,6 +95,9 @@ class PyramidAttentionBroadcast(ReusePolicy[PabState]):
         if self.gate not in ("pre", "post"):
             raise ValueError(f"pab: gate={self.gate!r} must be pre or post")
         low, high = self.window_low, self.window_high
+        for name, end in (("window_low", low), ("window_high", high)):
+            if end is not None and math.isnan(end):
+                raise ValueError(f"pab: {name}={end} must be a timestep, or infinite for no limit on that side")
         if low is not None and high is not None and not low < high:
             raise ValueError(f"pab: window_low={low} must be below window_high={high}; timesteps fall from 1000 to 0")
         for window in self.mlp_windows or ():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
-from fsframework.core import POLICIES, RECOMPUTE, Call, Decision, Forecast, Part, ReusePolicy, Run, Site
+from fsframework.core import POLICIES, RECOMPUTE, Call, Decision, Forecast, Part, ReusePolicy, ReuseWarning, Run, Site
 from fsframework.core.forecast import Spacing, check_forecast, forecast
 from fsframework.core.options import check_types
 from fsframework.core.policy import Storage
@@ -99,14 +100,28 @@ class TaylorSeer(ReusePolicy[TaylorSeerState]):
         return self.storage or ("residual" if site.part is Part.BLOCK else "output")
 
     def start(self, run: Run) -> TaylorSeerState:
-        """Check the start against the run."""
+        """Check the start against the run; warn where it has too few values for the order."""
+        first = self._first_steps(run)
+        computed = self.schedule(run)
+        last = max((s for s, full in enumerate(computed) if not full), default=0)
+        most = sum(computed[:last])  # values that the last forecast can go through
+        if 0 < most <= self.order:
+            warnings.warn(
+                f"taylorseer: order={self.order} needs {self.order + 1} computed steps, and the last forecast of this run "
+                f"comes after {most}, so its order is {most - 1} at most. Lower policy.order or policy.interval.",
+                ReuseWarning,
+                stacklevel=2,
+            )
+        return TaylorSeerState(first, forecast(run, self.order, self.spacing))
+
+    def _first_steps(self, run: Run) -> int:
         first: int = self.option("first_steps", run)
         if first > run.num_steps:
             raise ValueError(
                 f"taylorseer: first_steps={first} is more than the run's {run.num_steps} steps, so nothing could be "
                 f"forecast. Lower policy.first_steps or raise the number of steps."
             )
-        return TaylorSeerState(first, forecast(run, self.order, self.spacing))
+        return first
 
     def decide(self, state: TaylorSeerState, call: Call, site: Site) -> Decision:
         """Forecast, except in the first steps and in every N-th one after them."""
@@ -114,5 +129,5 @@ class TaylorSeer(ReusePolicy[TaylorSeerState]):
 
     def schedule(self, run: Run) -> list[bool]:
         """Which steps are computed."""
-        first = self.start(run).first_steps
+        first = self._first_steps(run)
         return [not is_reuse_step(s, first, self.interval) for s in range(run.num_steps)]

@@ -38,6 +38,12 @@ def test_each_kind_of_attention_has_its_own_range(part, kind, expected):
     assert plan(site(part, kind), [900.0 - s for s in range(10)], "opensora") == expected
 
 
+@pytest.mark.parametrize("name", ["window_low", "window_high"])
+def test_a_window_that_is_no_number_is_refused(name):
+    with pytest.raises(ValueError, match=f"pab: {name}=nan must be a timestep, or infinite"):
+        PyramidAttentionBroadcast(**{name: float("nan")})
+
+
 def test_the_window_is_open_at_both_ends_and_the_phase_counts_from_the_first_step():
     timesteps = [950.0, 930.0, 900.0, 800.0, 700.0, 450.0, 440.0]
     assert plan(site(), timesteps, "opensora") == "CCCRCCC"  # 930 and 450 are not inside; odd steps are reuse steps

@@ -1,8 +1,10 @@
+import warnings
+
 import pytest
 import torch
 from toys import SmoothDiT, letters, run_scripted, run_smooth, toy_session
 
-from fsframework.core import Part, Run
+from fsframework.core import Part, ReuseWarning, Run
 from fsframework.policies.taylorseer import TaylorSeer
 
 
@@ -15,6 +17,18 @@ def test_one_step_in_five_is_computed_after_the_first_three():
     assert letters(session) == {"joint.0": "CCCFFFFCFFFFCF", "joint.1": "CCCFFFFCFFFFCF"}
     assert [b.num_runs for b in model.transformer_blocks] == [5, 5]
     assert session.summary()["host_reads_per_step"] == 0
+
+
+def test_an_order_that_no_forecast_of_the_run_can_have_is_a_warning():
+    # Computed at 0, 1, 2, 7; the last forecast, at 9, goes through 4 values: a cubic.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ReuseWarning)
+        run_scripted(on_blocks(order=3), lambda b, t: t, 10)
+        run_scripted(on_blocks(order=9, interval=1), lambda b, t: t, 3)  # nothing is forecast
+    with pytest.warns(
+        ReuseWarning, match="order=4 needs 5 computed steps, and the last forecast .* after 4, so its order is 3"
+    ):
+        run_scripted(on_blocks(order=4), lambda b, t: t, 10)
 
 
 def test_a_line_is_forecast_exactly():
