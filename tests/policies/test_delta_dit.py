@@ -1,7 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from toys import ScriptedDiT, SmoothDiT, letters, run_smooth, toy_session
 
+from fsframework.core import DISCARD, RECOMPUTE, REUSE, Kind, Part, Run, Site
+from fsframework.policies import ForecastReuse
 from fsframework.policies.delta_dit import DeltaDiT
 
 HIDDEN_STATE = 6 * 8 * 4
@@ -57,6 +61,24 @@ def test_one_residual_is_cached_per_span_that_is_ever_reused(boundary, spans):
     session, _, _ = smooth(policy, 8)
     assert session.cache.peak_bytes == spans * HIDDEN_STATE
     assert policy.num_cached(next(iter(session._last.runs.values()))) == spans
+
+
+def test_under_a_forecast_each_span_keeps_the_newest_full_steps_and_none_in_between():
+    """Full steps are 0, 3, 6, 9; the rear span is reused up to step 5, the front one from step 7 on, by way of 3 and 6."""
+    policy = DeltaDiT(interval=3, boundary=6, num_blocks=1)
+    run = Run(11, range(11), [Site(Part.SPAN, Kind.JOINT, 0, 1), Site(Part.SPAN, Kind.JOINT, 3, 4)])
+    names = {DISCARD: "d", RECOMPUTE: "K", REUSE: "R"}
+
+    def plans(depth):
+        front, rear = policy.start(replace(run, depth=depth)).decisions
+        return "".join(map(names.get, front)), "".join(map(names.get, rear))
+
+    assert plans(1) == ("ddddddKRRKR", "KRRKRRddddd")
+    assert plans(2) == ("dddKddKRRKR", "KRRKRRddddd")
+    assert [policy.num_cached(replace(run, depth=depth)) for depth in (1, 2, 3)] == [2, 4, 5]
+    session, _, _ = smooth(ForecastReuse(policy), 11)
+    assert letters(session, ["span.0-1", "span.3-4"]) == {"span.0-1": "CCCCCCCFFCF", "span.3-4": "CFFCFFCCCCC"}
+    assert session.cache.peak_bytes == 4 * HIDDEN_STATE
 
 
 def test_an_interval_of_one_is_full_compute():
