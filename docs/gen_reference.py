@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fsframework.run.catalog import GROUPS
+
 DOCS = Path(__file__).resolve().parent
 MARKER = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 PICTURE = re.compile(r"^<!-- picture: (\S+) \| (.+) -->$", re.MULTILINE)
@@ -33,30 +35,6 @@ def fill(markdown: str) -> str:
 
 
 # Policies.
-
-
-GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "Steps and tables": (
-        "What is reused when is known before the first step, from its number, its timestep or a table measured beforehand. "
-        "Nothing is read back from the device.",
-        (
-            "full", "static", "fora", "pab", "delta_dit", "blockdance", "tgate", "fastercache", "magcache", "smoothcache",
-            "lemica",
-        ),
-    ),
-    "Adaptive within the step": (
-        "The decision rests on something computed in the same step, so the host waits for the device.",
-        ("teacache", "first_block_cache", "dbcache", "dbprune", "easycache"),
-    ),
-    "Adaptive, a step behind": (
-        "The decision rests on what earlier steps measured; the copy to the host has a step's time to arrive.",
-        ("foresight", "foresight_release", "adacache", "bwcache"),
-    ),
-    "Forecasts": ("In place of an old value stands one extrapolated from several.", ("taylorseer", "forecast")),
-    "Tokens": ("Some tokens are computed, the others are reused.", ("toca", "duca")),
-    "Compositions": ("Policies made of policies.", ("combine",)),
-}  # fmt: skip
-"""Heading -> (what they have in common, policies in the order they are shown)."""
 
 
 def policy_groups() -> dict[str, tuple[str, list[tuple[str, Any]]]]:

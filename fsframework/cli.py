@@ -36,7 +36,7 @@ examples:
   fsf calibrate teacache tiny-latte prompts.limit=16   measure the numbers a policy needs for a model
   fsf ablate experiments/foresight_ablation/gamma.yaml --dry-run   a grid of runs: which cells, how long
   fsf report runs/a-1c5767 runs/b-9e01aa          one comparison page of several runs
-  fsf list policies                               every policy; with names: their options, defaults, what they do
+  fsf list policies                               every policy by group; with names: options, defaults, what they do
   fsf list models | metrics | prompts
   fsf train experiments/tiny_models/latte.yaml    train the tiny model again
 
@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int | None = arguments.function(arguments)
         return code or 0
     except KeyboardInterrupt:
+        print("fsf: stopped", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `fsf list policies | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -282,6 +283,11 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     else:
         import json
 
+        from fsframework.run.catalog import list_models, list_policies
+
+        is_turned = rest[0] in {p.name for p in list_policies()} and what in {m.name for m in list_models()}
+        if is_turned:
+            raise ValueError(f"the policy comes first: fsf calibrate {' '.join([rest[0], what, *rest[1:]])}")
         config = load_config(None, [f"policy={json.dumps(what)}", f"model={json.dumps(rest[0])}", *rest[1:]])
     from fsframework.run.calibrate import calibrate
     from fsframework.run.launch import is_first_process
@@ -349,14 +355,21 @@ def _list_sizes(names: list[str]) -> None:
 
 
 def _list_policies(words: list[str]) -> None:
-    from fsframework.run.catalog import list_policies, one_line, policies_named
+    from fsframework.run.catalog import by_group, list_policies, one_line, policies_named
 
     if not words:
         policies = list_policies()
         width = max(len(policy.name) for policy in policies)
-        for policy in policies:
-            print(f"{policy.name:{width}}  {one_line(policy.summary, 114 - width)}")
-        print("\n`fsf list policies NAME ...` shows options, defaults and what they do; FILE.py those of your own")
+        whole = not sys.stdout.isatty()  # for a search or another program
+        for heading, members in by_group(policies).items():
+            print(heading)
+            for policy in members:
+                mark = "*" if policy.is_calibrated else " "
+                summary = policy.summary if whole else one_line(policy.summary, 110 - width)
+                print(f"  {policy.name:{width}} {mark} {summary}")
+            print()
+        print("* reads numbers that can be measured for a model: fsf calibrate NAME MODEL")
+        print("`fsf list policies NAME ...` shows options, defaults and what they do; FILE.py those of your own")
         return
     for policy in policies_named(words):
         print(f"{policy.name}: {policy.summary}")

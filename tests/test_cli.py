@@ -21,8 +21,7 @@ def test_help_teaches_with_examples_and_offers_no_command_that_does_not_exist():
     assert done.returncode == 0
     for example in ("fsf demo", "fsf run experiments/quickstart/run.yaml", "fsf list policies", "FSF_DEBUG"):
         assert example in done.stdout
-    for later in ("ablate", "calibrate", "bench"):
-        assert later not in done.stdout
+    assert "fsf bench" not in done.stdout
 
 
 def test_examples_in_the_help_name_files_that_exist():
@@ -46,13 +45,22 @@ def test_help_and_lists_answer_within_a_second_of_cpu_and_without_torch(argument
     assert cpu_seconds < 1.0
 
 
-def test_list_policies_is_a_line_each_and_the_options_of_those_that_are_named(capsys):
-    from fsframework.run.catalog import list_policies
+def test_list_policies_is_a_line_each_by_group_and_the_options_of_those_that_are_named(capsys, monkeypatch):
+    from fsframework.run.catalog import by_group, list_policies
 
     assert main(["list", "policies"]) == 0
-    lines = capsys.readouterr().out.split("\n\n")[0].splitlines()
-    assert [line.split()[0] for line in lines] == [policy.name for policy in list_policies()]
-    assert all(20 < len(line) <= 116 for line in lines)
+    text = capsys.readouterr().out
+    groups = by_group(list_policies())
+    assert [line for line in text.splitlines() if line in groups] == list(groups)
+    lines = [line for line in text.splitlines() if line.startswith("  ")]
+    assert sorted(line.split()[0] for line in lines) == [policy.name for policy in list_policies()]
+    assert {line.split()[0] for line in lines if line.split()[1] == "*"} == {
+        policy.name for policy in list_policies() if policy.is_calibrated
+    }
+    assert all(policy.summary in text for policy in list_policies())  # no terminal: nothing is cut off
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert main(["list", "policies"]) == 0
+    assert all(len(line) <= 116 for line in capsys.readouterr().out.splitlines())
     assert main(["list", "policies", "foresight", "static"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("foresight: ")
@@ -111,6 +119,10 @@ def test_a_plugins_policy_is_listed_with_the_options_it_inherits(capsys):
         (["list", "policies", "nowhere.py"], "no such file: nowhere.py"),
         (["list", "policies", "foresigth"], "did you mean 'foresight'?"),
         (["run", "--help-me"], "fsf run"),
+        (
+            ["calibrate", "tiny-latte", "magcache", "seeds.base=1"],
+            "the policy comes first: fsf calibrate magcache tiny-latte seeds.base=1",
+        ),
     ],
 )
 def test_a_mistake_in_the_command_is_one_sentence_and_exit_code_2(arguments, words, tmp_path):

@@ -19,6 +19,29 @@ from fsframework.config.schema import ARTIFACT
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
+GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "Steps and tables": (
+        "What is reused when is known before the first step, from its number, its timestep or a table measured beforehand. "
+        "Nothing is read back from the device.",
+        (
+            "full", "static", "fora", "pab", "delta_dit", "blockdance", "tgate", "fastercache", "magcache", "smoothcache",
+            "lemica",
+        ),
+    ),
+    "Adaptive within the step": (
+        "The decision rests on something computed in the same step, so the host waits for the device.",
+        ("teacache", "first_block_cache", "dbcache", "dbprune", "easycache"),
+    ),
+    "Adaptive, a step behind": (
+        "The decision rests on what earlier steps measured; the copy to the host has a step's time to arrive.",
+        ("foresight", "foresight_release", "adacache", "bwcache"),
+    ),
+    "Forecasts": ("In place of an old value stands one extrapolated from several.", ("taylorseer", "forecast")),
+    "Tokens": ("Some tokens are computed, the others are reused.", ("toca", "duca")),
+    "Compositions": ("Policies made of policies.", ("combine",)),
+}  # fmt: skip
+"""Heading -> (what they have in common, policies in the order they are shown)."""
+
 
 @dataclass(frozen=True)
 class Option:
@@ -101,6 +124,14 @@ def policies_named(words: Sequence[str]) -> list[PolicyEntry]:
                 f"no policy {word!r}; {hint}There are {', '.join(known)}. For your own give the file: my_policy.py"
             )
     return found
+
+
+def by_group(entries: Sequence[PolicyEntry]) -> dict[str, list[PolicyEntry]]:
+    """Heading -> the policies under it, in the order of the reference; those that no group names come last."""
+    left = {entry.name: entry for entry in entries}
+    out = {heading: [left.pop(n) for n in names if n in left] for heading, (_, names) in GROUPS.items()}
+    out["Others"] = list(left.values())
+    return {heading: found for heading, found in out.items() if found}
 
 
 def one_line(summary: str, width: int) -> str:
