@@ -24,6 +24,7 @@ from fsframework.core import (
     Site,
     State,
 )
+from fsframework.core.calibration import Calibration
 from fsframework.core.meter import Meter
 from fsframework.core.policy import Storage, as_policy
 from fsframework.core.registry import nearest
@@ -233,6 +234,11 @@ class Combined(ReusePolicy[CombinedState]):
     def num_host_reads(self, run: Run) -> int:
         """Their sum."""
         return sum(policy.num_host_reads(own) for policy, own in zip(self.policies, self._own_runs(run), strict=True))
+
+    def calibration(self) -> Calibration | None:
+        """That of the first which has one: whoever asks is told to calibrate it by itself."""
+        found = (policy.calibration() for policy in self.policies)
+        return next((calibration for calibration in found if calibration is not None), None)
 
     def inner(self, run: Run) -> Sequence[tuple[str, ReusePolicy[Any], Run]]:
         """Each policy with its own sites; in place of one that holds others, those."""

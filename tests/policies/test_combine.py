@@ -6,7 +6,7 @@ import torch
 from toys import ScriptedDiT, SmoothDiT, letters, run_scripted, run_smooth, toy_session
 
 from fsframework.core import Forecast, Kind, Part, Recompute, Reuse, ReusePolicy, ReuseWarning, Run, Site, Synthesize
-from fsframework.policies import Foresight, ForesightRelease, FullCompute, StaticReuse
+from fsframework.policies import Foresight, ForesightRelease, FullCompute, MagCache, StaticReuse
 from fsframework.policies.combine import Combined
 from fsframework.policies.forecast import ForecastReuse
 from fsframework.policies.taylorseer import TaylorSeer
@@ -367,6 +367,11 @@ def test_a_misspelt_pattern_is_told_with_the_nearest():
     ):
         session, _ = run(policy)
     assert session.trace.decisions("joint.0.attention") == "CFCFCFC"
+
+
+def test_it_needs_calibration_if_one_inside_does():
+    assert Combined([StaticReuse(), TaylorSeer()]).calibration() is None
+    assert Combined([TaylorSeer(), MagCache(artifact="x.json")]).calibration() is not None
 
 
 def test_names_and_mappings_will_do():
