@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ def size_of(adapter: ModelAdapter, name: str, num_steps: int = 50) -> ModelSize:
     import fsframework.policies  # noqa: F401  registers them
     from fsframework.core import ADAPTERS, POLICIES, Run
     from fsframework.core.flops import site_flops
+    from fsframework.core.samples import stacked
 
     checkpoint = adapter.checkpoints[name]
     bound = adapter.bind(build_meta(adapter, name))
@@ -69,14 +71,19 @@ def size_of(adapter: ModelAdapter, name: str, num_steps: int = 50) -> ModelSize:
     calls = checkpoint.num_branches // batch
     whole = flops[bound.model_site()]
     values, num_tokens = _values(bound, arguments)
+    values[bound.model_site()] = stacked(arguments[adapter.latent_input]).nbytes
     policies = {n: cls for n, cls in POLICIES.items() if cls.__module__.startswith("fsframework.")}
     cached = {}
+    timesteps = torch.linspace(1000, 0, num_steps).tolist()
+    facts = {"family": ADAPTERS.name_of(type(adapter)), "checkpoint": name}
     for policy_name, policy_class in policies.items():
-        policy = policy_class()
-        timesteps = torch.linspace(1000, 0, num_steps).tolist()
-        sites = bound.sites(policy)
-        run = Run(num_steps, timesteps, sites)
-        cached[policy_name] = policy.num_cached(run) * _largest(policy, sites, values) * calls
+        for options in ({}, policy_class.example):
+            with contextlib.suppress(ValueError):  # not for this model, or not without a calibration
+                policy = policy_class(**options)
+                sites = bound.sites(policy)
+                number = policy.num_cached(Run(num_steps, timesteps, sites, facts=facts))
+                cached[policy_name] = number * _largest(policy, sites, values) * calls
+                break
     first = blocks[0]
     return ModelSize(
         name=name,
@@ -156,7 +163,8 @@ def _largest(policy: ReusePolicy[Any], sites: Sequence[Site], values: Mapping[Si
 
 NOTE = """\
 FLOPs are those of one denoising step, all guidance branches; a multiply-add is two. A site's value and the cache are in the
-checkpoint's dtype, for all branches; a policy's bytes are its number of cached values, with its defaults, times the largest.
+checkpoint's dtype, for all branches; a policy's bytes are its number of cached values in 50 steps, times the largest: with its
+defaults, or those published for the model, or where it needs a calibration with some. Tensors it keeps besides are not counted.
 The share in blocks is the most that reuse can save."""
 """What the numbers are."""
 
@@ -173,10 +181,8 @@ HEADER = (
 
 
 def table_rows(found: Sequence[ModelSize]) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]:
-    """Two tables, each with its header: structure and FLOPs; cache bytes by policy."""
+    """Two tables, each with its header: structure and FLOPs, a row per model; cache bytes, a row per policy."""
     structure = [HEADER]
-    policies = sorted({name for size in found for name in size.cache_bytes if size.cache_bytes[name]})
-    memory = [("model", "one site", *policies)]
     for size in found:
         kinds = size.num_sites
         structure.append(
@@ -191,7 +197,10 @@ def table_rows(found: Sequence[ModelSize]) -> tuple[tuple[tuple[str, ...], ...],
                 f"{100 * size.block_share:.1f} %",
             )
         )
-        memory.append((size.name, _gib(size.site_bytes), *(_gib(size.cache_bytes[name]) for name in policies)))
+    policies = sorted({name for size in found for name in size.cache_bytes if size.cache_bytes[name]})
+    memory = [("cached by", *(size.name for size in found)), ("one site", *(_gib(size.site_bytes) for size in found))]
+    for name in policies:
+        memory.append((name, *(_gib(size.cache_bytes[name]) if name in size.cache_bytes else "-" for size in found)))
     return tuple(structure), tuple(memory)
 
 

@@ -33,11 +33,16 @@ def test_cache_bytes_are_hidden_states_in_half_precision(cogvideox):
     assert cogvideox.cache_bytes["foresight"] == 30 * one
 
 
-def test_the_tables_have_a_row_per_model_and_a_column_per_policy_that_caches(cogvideox):
+def test_the_tables_have_a_row_per_model_and_a_row_per_policy_that_caches(cogvideox):
     structure, memory = table_rows([cogvideox])
     assert structure[1][:4] == ("cogvideox-2b", "49 x 480 x 720", "1.69 B", "30 joint")
-    assert "full" not in memory[0]
-    assert memory[1][memory[0].index("static")] == "130.2 MiB"
+    assert memory[0] == ("cached by", "cogvideox-2b")
+    rows = dict(memory[1:])
+    assert "full" not in rows
+    assert rows["one site"] == rows["static"] == "130.2 MiB"
+    assert rows["easycache"] == "5.4 MiB"  # predictions: 2 x 13 x 16 x 60 x 90 numbers
+    assert rows["lemica"] == "130.2 MiB"  # needs a calibration; the number of values does not depend on it
+    assert rows["fora"] == "7.63 GiB"  # attention and MLP of 30 blocks, of both streams
 
 
 def test_an_unknown_name_gets_the_nearest():
