@@ -40,7 +40,7 @@ def test_the_tables_have_a_row_per_model_and_a_row_per_policy_that_caches(cogvid
     rows = dict(memory[1:])
     assert "full" not in rows
     assert rows["one site"] == rows["static"] == "130.2 MiB"
-    assert rows["easycache"] == "5.4 MiB"  # predictions: 2 x 13 x 16 x 60 x 90 numbers
+    assert rows["easycache"] == "4.3 MiB"  # predictions: 2 x 13 x 16 x 60 x 90 numbers
     assert rows["lemica"] == "130.2 MiB"  # needs a calibration; the number of values does not depend on it
     assert rows["fora"] == "7.63 GiB"  # attention and MLP of 30 blocks, of both streams
 
