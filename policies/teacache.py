@@ -24,6 +24,7 @@ from fsframework.core import (
     Site,
     State,
 )
+from fsframework.core.calibration import needs_calibration
 from fsframework.core.distance import relative_l1
 
 if TYPE_CHECKING:
@@ -163,7 +164,16 @@ class TeaCache(ReusePolicy[TeaCacheState]):
             if not coefficients:
                 raise ValueError(f"{self.artifact} holds no 'coefficients'; calibrate again")
         elif coefficients is None:
-            coefficients = self.option("coefficients", run)
+            try:
+                coefficients = self.option("coefficients", run)
+            except ValueError:
+                known = ", ".join(self.published)
+                raise needs_calibration(
+                    "teacache",
+                    run,
+                    "the coefficients of its polynomial",
+                    f"coefficients=[...]; published are those of {known}",
+                ) from None
             # A polynomial says nothing of another signal than its own.
             if self.probe not in (None, self._published_probe(run)):
                 raise ValueError(
@@ -237,6 +247,18 @@ def may_reuse(estimate: float, accumulated: float, threshold: float) -> bool:
     return estimate > -threshold and -math.inf < accumulated < threshold
 
 
+def threshold_for_half(coefficients: Sequence[float], rows: Sequence[Sequence[float]]) -> float | None:
+    """The smallest threshold of two digits, 0.01 to 9.9, with which at most half the steps are computed in runs with these
+    changes of the signal; None if there is none."""
+    num_steps = sum(len(changes) + 1 for changes in rows)
+    for exponent in (-3, -2, -1):
+        for digits in range(10, 100):
+            threshold = float(f"{digits}e{exponent}")
+            if 2 * sum(num_recomputed(coefficients, threshold, changes) for changes in rows) <= num_steps:
+                return threshold
+    return None
+
+
 def num_recomputed(coefficients: Sequence[float], threshold: float, changes: Sequence[float]) -> int:
     """Steps that are computed in a run with these changes of the signal (of step 1, 2, ...): the last one always."""
     accumulated, count = 0.0, 1
@@ -287,6 +309,15 @@ class TeaCacheCalibration(Calibration):
         """One: everything computed, changes logged."""
         return {"full": ChangeRecorder(self.policy.probe_for(run))}
 
+    def check(self, run: Run, num_clips: int) -> None:
+        """A polynomial needs more points than it has coefficients to say anything."""
+        points = num_clips * (run.num_steps - 1)
+        if points <= DEGREE:
+            raise ValueError(
+                f"teacache: {num_clips} clip{'' if num_clips == 1 else 's'} of {run.num_steps} steps give {points} points, and "
+                f"the polynomial has {DEGREE + 1} coefficients; set prompts.limit or sampling.num_steps higher"
+            )
+
     def record(self, rollout: str, trace: Trace, latents: Tensor, reference: Tensor) -> Mapping[str, Any]:
         """By branch, the changes of `signal` and `output` at steps 1, 2, ..."""
         out: dict[str, dict[str, list[float]]] = {"signal": {}, "output": {}}
@@ -324,10 +355,12 @@ class TeaCacheCalibration(Calibration):
             "residual standard deviation": math.sqrt(left / len(y)),
             "points": float(len(y)),
         }
+        proposed: dict[str, float] = {}
         try:
             threshold = self.policy.option("threshold", run)
         except ValueError:
-            threshold = None  # not given, and nothing was published for this model
+            threshold = threshold_for_half(found, [signal for signal, _ in rows])  # none was given or published
+            proposed = {} if threshold is None else {"threshold": threshold}
         if threshold is not None:
             counts = [num_recomputed(found, threshold, signal) / (len(signal) + 1) for signal, _ in rows]
             numbers[f"share of recomputed steps at threshold {threshold:g}"] = sum(counts) / len(counts)
@@ -342,7 +375,7 @@ class TeaCacheCalibration(Calibration):
             "probe": self.policy.probe_for(run),
             "range": [float(x.min()), float(x.max())],
         }
-        return Fit(values, numbers, curves)
+        return Fit(values, numbers, curves, proposed)
 
 
 _RECOMPUTE, _DISCARD, _REUSE = Recompute(), Recompute(keep=False), Reuse()

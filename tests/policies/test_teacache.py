@@ -10,7 +10,7 @@ import torch
 from toys import ScriptedDiT, SmoothDiT, ToyAdapter, run_smooth, toy_session
 
 from fsframework.core import Artifact, ReuseEngine, ReuseWarning, Run
-from fsframework.policies.teacache import TeaCache, num_recomputed, polynomial
+from fsframework.policies.teacache import TeaCache, num_recomputed, polynomial, threshold_for_half
 
 quiet = pytest.mark.filterwarnings("ignore::fsframework.core.review.ReuseWarning")
 LINE = dict(probe="latent", coefficients=[1.0, 0.0])
@@ -158,7 +158,10 @@ def test_published_settings_are_those_of_the_checkpoint():
     assert polynomial(state.coefficients, 0.1) == pytest.approx(0.1352819825)
     state = TeaCache(threshold=0.2).start(run_of(checkpoint="latte-1", family="latte"))
     assert (state.probe, state.threshold, len(state.coefficients)) == ("modulated", 0.2, 5)
-    with pytest.raises(ValueError, match="coefficients was published for opensora-1.2.*Or measure it: `fsf calibrate`"):
+    with pytest.raises(
+        ValueError,
+        match="needs the coefficients .*`fsf calibrate teacache .*published are those of opensora-1.2,",
+    ):
         TeaCache().start(run_of(checkpoint="tiny-latte", family="latte"))
     # Calibration measures the polynomial, and is given the threshold.
     with pytest.raises(ValueError, match="threshold was published for.*; set threshold yourself.$"):
@@ -171,7 +174,7 @@ def test_a_published_polynomial_is_its_checkpoints_own_and_not_that_of_another_o
     run_of = lambda **facts: Run(50, list(range(50)), [], "joint", facts={"family": "hunyuan-video", **facts})
     assert len(TeaCache().start(run_of(checkpoint="hunyuan-video")).coefficients) == 5
     for other in ({"checkpoint": "hunyuan-video-i2v"}, {}):
-        with pytest.raises(ValueError, match="coefficients was published for"):
+        with pytest.raises(ValueError, match="needs the coefficients of its polynomial"):
             TeaCache().start(run_of(**other))
         with pytest.raises(ValueError, match="threshold was published for"):
             TeaCache(coefficients=[1.0, 0.0]).start(run_of(**other))
@@ -248,7 +251,9 @@ def test_a_cloud_is_fitted_by_least_squares():
     # Residuals are a tenth of x: the mean square of 0.01 .. 0.05 is 0.0011; the total is that plus a variance of 0.02.
     assert fit.numbers["residual standard deviation"] == pytest.approx(math.sqrt(0.0011), rel=1e-3)
     assert fit.numbers["R^2"] == pytest.approx(1 - 0.0011 / 0.0211, rel=1e-3)
-    assert not any("share" in name for name in fit.numbers)  # no threshold known
+    # No threshold is known. With 0.4 two steps are reused, one after 0.3 + 0.3 was too much, and the last is computed.
+    assert fit.proposed["threshold"] == pytest.approx(0.4, abs=0.011)
+    assert fit.numbers[f"share of recomputed steps at threshold {fit.proposed['threshold']:g}"] == 3 / 6
 
 
 def test_too_few_different_changes_and_values_that_are_not_finite_are_refused():
@@ -304,3 +309,17 @@ def test_videos_in_one_session_equal_each_alone_also_after_one_that_was_cut_shor
 def test_an_option_that_makes_no_sense_is_refused_at_once(options, message):
     with pytest.raises(ValueError, match=message):
         TeaCache(**options)
+
+
+def test_a_threshold_is_proposed_with_which_half_the_steps_are_computed():
+    # Every change adds 0.1 to d. Up to 0.2 at most one step in two is reused: 0, 2, 4, 6, 8, 9 of 10 are computed. Above it two
+    # in three are: 0, 3, 6, 9.
+    assert threshold_for_half([1.0, 0.0], [[0.1] * 9]) == 0.21
+    assert [num_recomputed([1.0, 0.0], threshold, [0.1] * 9) for threshold in (0.2, 0.21)] == [6, 4]
+    assert threshold_for_half([100.0, 0.0], [[1.0] * 9]) is None  # larger than any
+
+
+def test_a_calibration_of_too_few_steps_is_refused_beforehand():
+    with pytest.raises(ValueError, match="1 clip of 5 steps give 4 points, and the polynomial has 5 coefficients"):
+        TeaCache().calibration().check(Run(5, list(range(5)), []), 1)
+    TeaCache().calibration().check(Run(5, list(range(5)), []), 2)
