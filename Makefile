@@ -2,6 +2,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 PIP_ARGS ?=
+WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
@@ -36,8 +37,8 @@ install: $(VENV)/.base  ## Create the virtual environment with everything `fsf` 
 demo: install  ## Full compute, static reuse and Foresight on the bundled model; writes runs/demo/report.html
 	@$(BIN)/fsf demo
 
-test: $(VENV)/.dev  ## Quick tests (under 5 minutes); SLOW=1 runs the slow ones too
-	@$(BIN)/python -m pytest -q $(if $(SLOW),,-m "not slow") $(ARGS)
+test: $(VENV)/.dev  ## Quick tests (under 5 minutes, WORKERS=2 processes); SLOW=1 runs the slow ones too
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(if $(SLOW),,-m "not slow") $(ARGS)
 
 check: $(VENV)/.dev  ## Lint, format, types, import layers
 	$(BIN)/ruff check .
