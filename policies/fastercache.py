@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,6 +22,7 @@ from fsframework.core import (
     Entry,
     Part,
     ReusePolicy,
+    ReuseWarning,
     Run,
     Site,
     State,
@@ -134,10 +136,14 @@ class FasterCache(ReusePolicy[FasterState]):
                 check_every(interval, name, "fastercache")
         for name in ("attention_start", "rise", "guidance_start", "low_stop", "high_start"):
             value = getattr(self, name)
-            if value is not None and (value < 0 or (isinstance(value, float) and value > 1)):
+            if value is not None and (not value >= 0 or (isinstance(value, float) and value > 1)):
                 raise ValueError(
                     f"fastercache: {name}={value} must be a fraction of the steps, 0.0 to 1.0, or a number of steps >= 0"
                 )
+        for name in ("weight", "alpha"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"fastercache: {name}={value} must be a finite number")
         if self.attention_phase is not None and not 0 <= self.attention_phase < (self.attention_interval or math.inf):
             raise ValueError(f"fastercache: attention_phase={self.attention_phase} must be 0 to attention_interval - 1")
 
@@ -154,6 +160,13 @@ class FasterCache(ReusePolicy[FasterState]):
             ValueError: the latent has no height and width to transform over.
         """
         synthesized = self._synthesized(run)
+        if Part.MODEL in self.parts and run.branch == Branch.JOINT and run.facts.get("guided") is False:
+            warnings.warn(
+                "fastercache: this run has no guidance and so no unconditional branch to make from the other: its guidance_* "
+                "options have no effect",
+                ReuseWarning,
+                stacklevel=2,
+            )
         shape = run.facts.get("latent_shape")
         if self._guided(run) and any(synthesized) and isinstance(shape, tuple) and len(shape) < 4:
             raise ValueError(

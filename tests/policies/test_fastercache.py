@@ -296,6 +296,15 @@ def test_a_latent_without_height_and_width_is_an_error():
         guided_batch(model, torch.randn(2, 6, 8), 3)
 
 
+def test_without_guidance_the_half_that_does_nothing_is_told(recwarn):
+    FasterCache().start(run_of(10))
+    FasterCache(guidance_interval=1).start(run_of(10, guided=False))
+    FasterCache().start(run_of(10, branch=Branch.COND))
+    assert not recwarn.list
+    with pytest.warns(ReuseWarning, match=r"no guidance .* its guidance_\* options have no effect"):
+        FasterCache().start(run_of(10, guided=False))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -303,6 +312,9 @@ def test_a_latent_without_height_and_width_is_an_error():
         ({"guidance_interval": 0}, "guidance_interval=0 must be at least 1"),
         ({"attention_start": 1.5}, "attention_start=1.5 must be a fraction of the steps"),
         ({"high_start": -1}, "high_start=-1"),
+        ({"rise": float("nan")}, "rise=nan must be a fraction of the steps"),
+        ({"weight": float("nan")}, "weight=nan must be a finite number"),
+        ({"alpha": float("inf")}, "alpha=inf must be a finite number"),
         ({"attention_interval": 2, "attention_phase": 2}, "attention_phase=2 must be 0 to attention_interval - 1"),
     ],
 )
