@@ -1,5 +1,9 @@
-"""The grids of this folder hold: every cell parses, its policy is built, its model and metrics are known. Nothing is generated."""
+"""The grids of this folder hold: every cell parses, its policy is built, its model and metrics are known.
 
+Nothing is generated.
+"""
+
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -34,20 +38,22 @@ def known_models():
     return {name for _, adapter in ADAPTERS.items() for name in adapter.checkpoints}
 
 
+@lru_cache
 def load(grid, *overrides):
     return load_ablation(HERE / f"{grid}.yaml", overrides)
 
 
-@pytest.fixture
-def folders(tmp_path, monkeypatch):
-    """Where the models to be trained lie, the shipped one in place of each."""
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A folder where the models to be trained lie, the shipped one in place of each."""
+    top = tmp_path_factory.mktemp("trained")
     for grid in TO_BE_TRAINED:
         for cell in load(grid).cells:
-            folder = tmp_path / cell.config.model.name
+            folder = top / cell.config.model.name
             if cell.config.model.name not in TINY and not folder.exists():
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 folder.symlink_to(ROOT / "fsframework" / "models" / "tiny-opensora", target_is_directory=True)
-    monkeypatch.chdir(tmp_path)
+    return top
 
 
 def test_every_grid_of_this_folder_is_known_here_and_in_the_readme():
@@ -57,7 +63,8 @@ def test_every_grid_of_this_folder_is_known_here_and_in_the_readme():
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_every_cell_of_a_grid_is_a_run_of_its_own(grid, folders):
+def test_every_cell_of_a_grid_is_a_run_of_its_own(grid, folders, monkeypatch):
+    monkeypatch.chdir(folders)
     planned = plan_cells(load(grid))
     assert len(planned) == NUM_CELLS[grid]
     if grid not in TO_BE_TRAINED:  # there one model stands for all
@@ -80,7 +87,9 @@ def test_a_real_checkpoint_is_one_key_away(grid):
 
 
 def test_the_full_size_main_table_has_the_cells_of_the_tiny_one():
-    tiny, full = (yaml.safe_load((HERE / f"{grid}.yaml").read_text()) for grid in ("main_table", "main_table_full_size"))
+    tiny, full = (
+        yaml.safe_load((HERE / f"{grid}.yaml").read_text()) for grid in ("main_table", "main_table_full_size")
+    )
     assert tiny["cells"] == full["cells"]
 
 
@@ -108,7 +117,7 @@ def test_published_numbers_say_where_they_are_from_and_belong_to_a_cell():
 
 
 @pytest.mark.parametrize(
-    "row, psnr, speedup",
+    ("row", "psnr", "speedup"),
     [(("opensora-1.2", "foresight N1R2"), 29.67, 1.28), (("cogvideox-2b", "foresight N2R3"), 28.45, 1.63)],
 )
 def test_published_numbers_are_those_of_the_reference(row, psnr, speedup):
