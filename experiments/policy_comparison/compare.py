@@ -31,7 +31,7 @@ MOST_DB = 90.0
 """PSNR of identical clips, so that a line can be drawn to them."""
 REACH = 0.05
 """How far beyond its own settings a method's line is followed to a fraction."""
-FEWEST = 12
+FEWEST = 4
 """Clips a method must reach a fraction with to be compared there."""
 
 
@@ -56,6 +56,18 @@ def read(model: str) -> dict[str, list[dict[str, Any]]]:
         record["speedup"] = record["full_cpu_seconds"] / record["cpu_seconds"]
         out[record["method"]].append(record)
     return dict(out)
+
+
+def whole(methods: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """The methods with at least `FEWEST` clips of every setting, and of those the clips that all of them have."""
+    clips: dict[str, set[int]] = {}
+    for name, rows in methods.items():
+        settings = {json.dumps(r["options"]) for r in rows}
+        have = [{r["clip"] for r in rows if json.dumps(r["options"]) == one} for one in settings]
+        clips[name] = set.intersection(*have)
+    known = {name: have for name, have in clips.items() if len(have) >= FEWEST}
+    common = set.intersection(*known.values()) if known else set()
+    return {name: [r for r in methods[name] if r["clip"] in common] for name in known}
 
 
 def at_fraction(records: Sequence[dict[str, Any]], fraction: float) -> At | None:
@@ -218,7 +230,7 @@ def main() -> None:
     sections = []
     for folder in sorted(RUNS.glob("*/videos.jsonl")):
         model = folder.parent.name
-        methods = read(model)
+        methods = whole(read(model))
         sections.append(f"### {model}\n\n{table(model, methods)}\n")
         (options.out / f"{model}.svg").write_text(picture(model, methods))
     (options.out / "comparison.md").write_text("\n".join(sections))

@@ -136,7 +136,9 @@ LADDERS: dict[str, tuple[Ladder, ...]] = {
     "taylorseer": values("taylorseer", LATE, *intervals(2, 3, 6)),
     "taylorseer, blocks": values("taylorseer", LATE, *intervals(2, 3, 6), part="block"),
     "taylorseer, trunk": values("taylorseer", LATE, *intervals(2, 3, 6), part="trunk"),
-    "fastercache": values("fastercache", {"guidance_interval": 1}, {}, {"guidance_interval": 10, "guidance_start": 0.2}),
+    "fastercache": values(
+        "fastercache", {"guidance_interval": 1}, {}, {"guidance_interval": 10, "guidance_start": 0.2}
+    ),
     "toca": values("toca", *({"attention_interval": n, "cross_interval": n, "mlp_interval": n} for n in (2, 3, 6))),
     "duca": values("duca", *({"attention_interval": n, "cross_interval": n, "mlp_interval": n} for n in (2, 3, 6))),
 }
