@@ -98,7 +98,7 @@ def test_the_ranges_of_blocks_cover_the_depth_of_the_model():
 
     quarters = [cell.config.policy for cell in load("where_in_depth").cells if cell.group == "quarter"]
     blocks = [i for p in quarters for i in range(p["first_block"], p["last_block"] + 1)]
-    assert blocks == list(range(len(load_model("tiny-opensora").bind().sites)))
+    assert blocks == list(range(len(load_model("tiny-opensora").bind().blocks)))
 
 
 def test_published_numbers_say_where_they_are_from_and_belong_to_a_cell():
