@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from fsframework.core import Artifact, Checkpoint, LoadedModel, ReusePolicy
     from fsframework.metrics import Metric
 
+_PARSING = threading.Lock()
+"""CPython 3.11's parser fails when two threads are in it at once (a SystemError about recursion depth)."""
 PLUGIN_PREFIX = "fsf_plugin_"
 """Plugin modules are called so in `sys.modules`."""
 
@@ -287,7 +290,8 @@ def source_digest(thing: object) -> str:
 
 def code_digest(source: str) -> str:
     """A digest of Python code without comments, docstrings and layout."""
-    tree = ast.parse(source)
+    with _PARSING:
+        tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
