@@ -29,9 +29,10 @@ def finish(arguments: list[str]) -> subprocess.CompletedProcess:
 
 
 def results(folder: Path) -> dict:
-    """Everything in a run directory that no clock decides."""
+    """Everything in a run directory that is not measured of the machine: clocks, the process's memory, its energy."""
     metrics = json.loads((folder / "metrics.json").read_text())
-    timed = lambda name: "seconds" in name or name in ("speedup", "wall_speedup")
+    words = ("seconds", "speedup", "memory_bytes", "energy")
+    timed = lambda name: any(word in name for word in words) and name != "flops_speedup"
     return {
         "files": sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()),
         "videos": {p.name: p.read_bytes() for p in sorted((folder / "videos").iterdir())},
