@@ -48,10 +48,14 @@ class At:
 
 
 def read(model: str) -> dict[str, list[dict[str, Any]]]:
-    """Method -> its records."""
+    """Method -> its records, of the settings that are in `settings.json`."""
     out: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    settings = json.loads((RUNS / model / "settings.json").read_text())
+    wanted = {(name, json.dumps(one["options"])) for name, all_of in settings.items() for one in all_of}
     for line in (RUNS / model / "videos.jsonl").read_text().splitlines():
         record = json.loads(line)
+        if (record["method"], json.dumps(record["options"])) not in wanted:
+            continue  # a setting of an earlier tuning
         record["psnr"] = min(record["psnr"], MOST_DB)
         record["speedup"] = record["full_cpu_seconds"] / record["cpu_seconds"]
         out[record["method"]].append(record)
