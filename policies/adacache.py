@@ -13,6 +13,8 @@ from torch import Tensor
 
 from fsframework.core import (
     POLICIES,
+    RECOMPUTE,
+    REUSE,
     Artifact,
     Calibration,
     Call,
@@ -22,8 +24,6 @@ from fsframework.core import (
     Fit,
     Kind,
     Part,
-    Recompute,
-    Reuse,
     ReusePolicy,
     Run,
     Site,
@@ -166,7 +166,7 @@ class AdaCache(ReusePolicy[AdaCacheState]):
     def decide(self, state: AdaCacheState, call: Call, site: Site) -> Decision:
         """All sub-modules of a step alike."""
         del call, site
-        return _RECOMPUTE if state.computes else _REUSE
+        return RECOMPUTE if state.computes else REUSE
 
     def observe(self, state: AdaCacheState, call: Call, site: Site, fresh: State, cached: Entry | None) -> None:
         """Measure the change of the metric layers."""
@@ -390,6 +390,3 @@ def _computed(codebook: Codebook, changes: Sequence[float], num_steps: int) -> i
             count += 1
             next_step = step + (interval_of(codebook, changes[step - 1]) if step >= 1 else 1)
     return count
-
-
-_RECOMPUTE, _REUSE = Recompute(), Reuse()

@@ -12,12 +12,12 @@ from typing import Any, Literal, cast
 from torch import Tensor
 
 from fsframework.core import (
+    DISCARD,
     POLICIES,
     Call,
     Decision,
     Entry,
     Part,
-    Recompute,
     ReusePolicy,
     ReuseWarning,
     Run,
@@ -304,7 +304,7 @@ class Combined(ReusePolicy[CombinedState]):
         """The owner decides."""
         owner = state.owner.get(site)
         if owner is None:
-            return _DISCARD
+            return DISCARD
         return cast(Decision, self.policies[owner].decide(state.states[owner], state.calls[owner], site))
 
     def observe(self, state: CombinedState, call: Call, site: Site, fresh: State, cached: Entry | None) -> bool | None:
@@ -412,4 +412,3 @@ def _parts(parts: frozenset[Part]) -> str:
 
 _IN_BLOCKS = frozenset({Part.BLOCK, *(part for part in Part if part.inside_block)})
 """Parts whose sites are named by the kind of their block."""
-_DISCARD = Recompute(keep=False)

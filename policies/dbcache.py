@@ -9,13 +9,13 @@ from typing import ClassVar
 
 from fsframework.core import (
     POLICIES,
+    RECOMPUTE,
+    REUSE,
     Branch,
     Call,
     Decision,
     Entry,
     Part,
-    Recompute,
-    Reuse,
     ReusePolicy,
     Run,
     Site,
@@ -149,12 +149,12 @@ class DBCache(ReusePolicy[DBCacheState]):
             raise ValueError(
                 f"dbcache: steps_mask has {len(self.steps_mask)} entries; this run has {run.num_steps} steps"
             )
-        middle = forecast(run, self.order) if self.calibrator == "taylorseer" else _REUSE
+        middle = forecast(run, self.order) if self.calibrator == "taylorseer" else REUSE
         return DBCacheState(warmup_steps(self.warmup, run.num_steps, 1, "dbcache"), middle)
 
     def decide(self, state: DBCacheState, call: Call, site: Site) -> Decision:
         """The first blocks always run; the middle as it turned out."""
-        return state.middle if site.start > 0 and state.reuse else _RECOMPUTE
+        return state.middle if site.start > 0 and state.reuse else RECOMPUTE
 
     def observe(self, state: DBCacheState, call: Call, site: Site, fresh: State, cached: Entry | None) -> bool:
         """After the first blocks: decide, and keep their residual only if this step is computed."""
@@ -200,6 +200,3 @@ class DBCache(ReusePolicy[DBCacheState]):
     def depth_of(self, site: Site) -> int:
         """Forecasts of the middle need the last `order + 1` computed steps."""
         return self.order + 1 if site.start > 0 and self.calibrator == "taylorseer" else 1
-
-
-_RECOMPUTE, _REUSE = Recompute(), Reuse()

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from fsframework.core import (
     POLICIES,
+    RECOMPUTE,
+    REUSE,
     Branch,
     Call,
     Decision,
     Entry,
     Part,
-    Recompute,
-    Reuse,
     ReusePolicy,
     Run,
     Site,
@@ -109,12 +109,12 @@ class EasyCache(ReusePolicy[EasyCacheState]):
         call.keep("latent", (latent.clone(),))  # the caller owns the latent, and may write to it
         leader = state if call.branch in LEADERS else call.state_of(Branch.COND)
         if not isinstance(leader, EasyCacheState):
-            return _RECOMPUTE
+            return RECOMPUTE
         if leader.step != call.step.index:
             leader.step, leader.reuse = call.step.index, self._may_reuse(leader, call, latent, before)
             if not leader.reuse:
                 leader.error = 0.0
-        return _REUSE if leader.reuse else _RECOMPUTE
+        return REUSE if leader.reuse else RECOMPUTE
 
     def _may_reuse(self, leader: EasyCacheState, call: Call, latent: Tensor, before: State | None) -> bool:
         step = call.step
@@ -160,6 +160,3 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
 def _common(x: Tensor, like: Tensor) -> Tensor:
     """The first channels, frames, ... of `x`, as many as `like` has."""
     return x[tuple(slice(0, min(a, b)) for a, b in zip(x.shape, like.shape))]
-
-
-_RECOMPUTE, _REUSE = Recompute(), Reuse()

@@ -7,7 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fsframework.core import POLICIES, Call, Decision, Entry, Part, Recompute, Reuse, ReusePolicy, Run, Site, State
+from fsframework.core import (
+    POLICIES,
+    RECOMPUTE,
+    REUSE,
+    Call,
+    Decision,
+    Entry,
+    Part,
+    ReusePolicy,
+    Run,
+    Site,
+    State,
+)
 from fsframework.core.distance import relative_l1
 from fsframework.core.schedule import warmup_steps
 
@@ -82,7 +94,7 @@ class FirstBlockCache(ReusePolicy[FirstBlockState]):
 
     def decide(self, state: FirstBlockState, call: Call, site: Site) -> Decision:
         """The first block always runs; the others as it turned out."""
-        return _REUSE if site.start > 0 and state.reuse else _RECOMPUTE
+        return REUSE if site.start > 0 and state.reuse else RECOMPUTE
 
     def observe(self, state: FirstBlockState, call: Call, site: Site, fresh: State, cached: Entry | None) -> bool:
         """After the first block: compare, decide, and keep its residual only if this step is computed."""
@@ -97,6 +109,3 @@ class FirstBlockCache(ReusePolicy[FirstBlockState]):
                 state.reuse = distance < self.threshold  # not so for NaN and inf
         state.consecutive = state.consecutive + 1 if state.reuse else 0
         return not state.reuse
-
-
-_RECOMPUTE, _REUSE = Recompute(), Reuse()

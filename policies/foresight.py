@@ -9,7 +9,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fsframework.core import POLICIES, Call, Decision, Entry, Recompute, Reuse, ReusePolicy, Run, Site, State
+from fsframework.core import (
+    POLICIES,
+    RECOMPUTE,
+    REUSE,
+    Call,
+    Decision,
+    Entry,
+    ReusePolicy,
+    Run,
+    Site,
+    State,
+)
 from fsframework.core.distance import mse
 from fsframework.core.options import check_types
 from fsframework.core.schedule import check_every, is_reuse_step, warmup_steps
@@ -133,7 +144,7 @@ class Foresight(ReusePolicy[ForesightState]):
         column = state.column[site]
         if state.host_threshold:
             call.log(threshold=state.host_threshold[column])
-        return _REUSE if state.reusable and state.reusable[column] else _RECOMPUTE
+        return REUSE if state.reusable and state.reusable[column] else RECOMPUTE
 
     def observe(self, state: ForesightState, call: Call, site: Site, fresh: State, cached: Entry | None) -> None:
         """Measure how far the block moved since its cached value; in the warmup's tail, add to lambda."""
@@ -174,4 +185,3 @@ class Foresight(ReusePolicy[ForesightState]):
 
 TAIL = 3
 """Warmup steps that enter lambda."""
-_RECOMPUTE, _REUSE = Recompute(), Reuse()

@@ -9,7 +9,21 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fsframework.core import POLICIES, Call, Decision, Entry, Kind, Recompute, Reuse, ReusePolicy, Run, Site, State
+from fsframework.core import (
+    DISCARD,
+    POLICIES,
+    RECOMPUTE,
+    REUSE,
+    Call,
+    Decision,
+    Entry,
+    Kind,
+    Reuse,
+    ReusePolicy,
+    Run,
+    Site,
+    State,
+)
 from fsframework.core.distance import mse
 from fsframework.core.policy import Storage
 from fsframework.core.schedule import check_every
@@ -133,8 +147,8 @@ class ForesightRelease(ReusePolicy[ReleaseState]):
             if site.start == 0:
                 return Reuse(through=state.jump)
         elif site in state.safe:
-            return _REUSE
-        return _RECOMPUTE if call.step.index >= self.warmup - 2 else _DISCARD
+            return REUSE
+        return RECOMPUTE if call.step.index >= self.warmup - 2 else DISCARD
 
     def observe(self, state: ReleaseState, call: Call, site: Site, fresh: State, cached: Entry | None) -> None:
         """Measure the change at the last warmup step and after it."""
@@ -167,6 +181,3 @@ class ForesightRelease(ReusePolicy[ReleaseState]):
 
     def _adaptive(self, step: int) -> bool:
         return step >= self.warmup and step % self.recompute_every != 0
-
-
-_RECOMPUTE, _DISCARD, _REUSE = Recompute(), Recompute(keep=False), Reuse()

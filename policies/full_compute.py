@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fsframework.core import POLICIES, Call, Recompute, ReusePolicy, Run, Site
+from fsframework.core import DISCARD, POLICIES, Call, Recompute, ReusePolicy, Run, Site
 
 
 @POLICIES.register("full")
@@ -14,7 +14,7 @@ class FullCompute(ReusePolicy[None]):
 
     def decide(self, state: None, call: Call, site: Site) -> Recompute:
         """Always recompute, never store."""
-        return _DISCARD
+        return DISCARD
 
     def schedule(self, run: Run) -> list[bool]:
         """Every step is recomputed."""
@@ -23,6 +23,3 @@ class FullCompute(ReusePolicy[None]):
     def num_cached(self, run: Run) -> int:
         """Nothing."""
         return 0
-
-
-_DISCARD = Recompute(keep=False)

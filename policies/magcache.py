@@ -13,6 +13,7 @@ import torch
 
 from fsframework.core import (
     POLICIES,
+    RECOMPUTE,
     Artifact,
     Branch,
     Calibration,
@@ -22,8 +23,6 @@ from fsframework.core import (
     Entry,
     Fit,
     Part,
-    Recompute,
-    Reuse,
     ReusePolicy,
     ReuseWarning,
     Run,
@@ -31,6 +30,7 @@ from fsframework.core import (
     State,
 )
 from fsframework.core.calibration import needs_calibration
+from fsframework.core.schedule import most_kept, plan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,10 +40,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class MagCacheState:
-    """One video and branch: the plan."""
+    """One video and branch: the decision of each step."""
 
-    recompute: list[bool]
-    """Per step."""
+    decisions: list[Decision]
 
 
 @POLICIES.register("magcache")
@@ -132,14 +131,11 @@ class MagCache(ReusePolicy[MagCacheState]):
                 ReuseWarning,
                 stacklevel=2,
             )
-        return MagCacheState(self.schedule(run))
+        return MagCacheState(plan(self.schedule(run), run.depth))
 
     def decide(self, state: MagCacheState, call: Call, site: Site) -> Decision:
-        """As planned; a residual that is not reused in the next step is not stored."""
-        step, plan = call.step.index, state.recompute
-        if not plan[step]:
-            return _REUSE
-        return _DISCARD if all(plan[step + 1 : step + 2]) else _RECOMPUTE
+        """As planned; a residual that no later step reuses is not stored."""
+        return state.decisions[call.step.index]
 
     def schedule(self, run: Run) -> list[bool]:
         """Which steps are computed."""
@@ -147,20 +143,20 @@ class MagCache(ReusePolicy[MagCacheState]):
         first = max(1, int(self.option("retention", run) * run.num_steps))
         table = nearest(self._table(run), run.num_steps)
         magnitude, num_reused, error = 1.0, 0, 0.0
-        plan = [True] * run.num_steps
+        recompute = [True] * run.num_steps
         for step in range(first, run.num_steps):
             magnitude *= table[step]
             num_reused += 1
             error += abs(1 - magnitude)
             if error <= threshold and num_reused <= most:
-                plan[step] = False
+                recompute[step] = False
             else:
                 magnitude, num_reused, error = 1.0, 0, 0.0
-        return plan
+        return recompute
 
     def num_cached(self, run: Run) -> int:
         """The residual, where the plan reuses one."""
-        return 0 if all(self.schedule(run)) else 1
+        return most_kept(self.schedule(run), run.depth)
 
     def calibration(self) -> MagCacheCalibration:
         """The ratios, from full runs."""
@@ -198,7 +194,7 @@ class RatioRecorder(ReusePolicy[None]):
 
     def decide(self, state: None, call: Call, site: Site) -> Decision:
         """Always recompute."""
-        return _RECOMPUTE
+        return RECOMPUTE
 
     def schedule(self, run: Run) -> list[bool]:
         """Every step is computed."""
@@ -280,6 +276,3 @@ def _by_branch(trace: Trace, column: str) -> dict[str, list[float]]:
     for row, value in sorted(trace.logged(column).items()):
         out[trace.branch[row]].append(value)
     return dict(out)
-
-
-_RECOMPUTE, _DISCARD, _REUSE = Recompute(), Recompute(keep=False), Reuse()

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fsframework.core import POLICIES, Call, Decision, Kind, Part, Recompute, Reuse, ReusePolicy, Run, Site
-from fsframework.core.schedule import check_every
+from fsframework.core import POLICIES, Call, Decision, Kind, Part, ReusePolicy, Run, Site
+from fsframework.core.schedule import check_every, most_kept, plan
 
 Windows = tuple[tuple[float, float], ...]
 
@@ -133,10 +133,7 @@ class PyramidAttentionBroadcast(ReusePolicy[PabState]):
         for site in run.sites:
             reused = self._reused(site, run)
             if reused not in known:
-                following = (*reused[1:], False)
-                known[reused] = [
-                    _REUSE if now else _KEEP if after else _DISCARD for now, after in zip(reused, following)
-                ]
+                known[reused] = plan([not now for now in reused], run.depth)
             decisions[site] = known[reused]
         return PabState(decisions)
 
@@ -149,8 +146,8 @@ class PyramidAttentionBroadcast(ReusePolicy[PabState]):
         return [not any(step) for step in zip(*{self._reused(site, run) for site in run.sites})]
 
     def num_cached(self, run: Run) -> int:
-        """One value per site that is reused at some step."""
-        return sum(any(self._reused(site, run)) for site in run.sites)
+        """What each site's plan keeps: a value, where it is reused at some step."""
+        return sum(most_kept([not now for now in self._reused(site, run)], run.depth) for site in run.sites)
 
     def _reused(self, site: Site, run: Run) -> tuple[bool, ...]:
         """Per step, whether a site is reused."""
@@ -178,6 +175,3 @@ def _within(windows: Windows, timesteps: Sequence[float]) -> tuple[bool, ...]:
 def _nearest(timestep: float, timesteps: Sequence[float]) -> int:
     """The step whose timestep is nearest; of two as near, the earlier."""
     return min(range(len(timesteps)), key=lambda s: abs(timesteps[s] - timestep))
-
-
-_KEEP, _DISCARD, _REUSE = Recompute(), Recompute(keep=False), Reuse()

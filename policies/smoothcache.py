@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fsframework.core import (
     POLICIES,
+    RECOMPUTE,
     Artifact,
     Calibration,
     Call,
@@ -20,8 +21,6 @@ from fsframework.core import (
     Entry,
     Fit,
     Part,
-    Recompute,
-    Reuse,
     ReusePolicy,
     Run,
     Site,
@@ -30,6 +29,7 @@ from fsframework.core import (
 )
 from fsframework.core.calibration import needs_calibration
 from fsframework.core.distance import relative_l1
+from fsframework.core.schedule import most_kept, plan
 
 Errors = Sequence[Sequence[float]]
 """errors[k - 1][i]: the error of putting the value of step i in place at step i + k. Row k has num_steps - k numbers."""
@@ -37,9 +37,9 @@ Errors = Sequence[Sequence[float]]
 
 @dataclass
 class SmoothCacheState:
-    """One video and branch: for each site, which steps compute."""
+    """One video and branch: for each site, the decision of each step."""
 
-    computes: dict[Site, list[bool]]
+    decisions: dict[Site, list[Decision]]
 
 
 @POLICIES.register("smoothcache")
@@ -111,15 +111,12 @@ class SmoothCache(ReusePolicy[SmoothCacheState]):
         """
         if self.artifact is not None:
             Artifact.load(self.artifact, "smoothcache").check(run, interpolates=("num_steps", "latent_shape"))
-        schedules = self._schedules(run)
-        return SmoothCacheState({site: schedules[kind_of(site)] for site in run.sites})
+        plans = {kind: plan(computes, run.depth) for kind, computes in self._schedules(run).items()}
+        return SmoothCacheState({site: plans[kind_of(site)] for site in run.sites})
 
     def decide(self, state: SmoothCacheState, call: Call, site: Site) -> Decision:
         """By the step's number."""
-        computes, step = state.computes[site], call.step.index
-        if not computes[step]:
-            return _REUSE
-        return _DISCARD if step + 1 == len(computes) or computes[step + 1] else _KEEP
+        return state.decisions[site][call.step.index]
 
     def schedule(self, run: Run) -> list[bool]:
         """Steps in which every kind computes."""
@@ -128,7 +125,7 @@ class SmoothCache(ReusePolicy[SmoothCacheState]):
     def num_cached(self, run: Run) -> int:
         """One value of every sub-module that is ever reused."""
         schedules = self._schedules(run)
-        return sum(not all(schedules[kind_of(site)]) for site in run.sites)
+        return sum(most_kept(schedules[kind_of(site)], run.depth) for site in run.sites)
 
     def calibration(self) -> Calibration:
         """Measures the errors at every lag with everything computed."""
@@ -241,7 +238,7 @@ class ErrorRecorder(ReusePolicy[None]):
 
     def decide(self, state: None, call: Call, site: Site) -> Decision:
         """Everything is computed."""
-        return _KEEP
+        return RECOMPUTE
 
     def observe(self, state: None, call: Call, site: Site, fresh: State, cached: Entry | None) -> None:
         """Compare with every kept output; the device does it and nobody waits."""
@@ -303,6 +300,3 @@ class _ErrorCurves(Calibration):
             ends = [0.0, float(len(rows[0]) - 1)]
             curves += [*lags, Curve(f"alpha = {self._alpha:g}", ends, [self._alpha, self._alpha], *labels)]
         return Fit({"errors": errors, "timesteps": timesteps}, shares, curves)
-
-
-_KEEP, _DISCARD, _REUSE = Recompute(), Recompute(keep=False), Reuse()

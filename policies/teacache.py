@@ -8,7 +8,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fsframework.core import (
+    DISCARD,
     POLICIES,
+    RECOMPUTE,
+    REUSE,
     Artifact,
     Calibration,
     Call,
@@ -17,8 +20,6 @@ from fsframework.core import (
     Entry,
     Fit,
     Part,
-    Recompute,
-    Reuse,
     ReusePolicy,
     Run,
     Site,
@@ -188,15 +189,15 @@ class TeaCache(ReusePolicy[TeaCacheState]):
         call.keep("signal", (signal,))
         if before is None or call.step.index in (0, call.step.num_steps - 1):
             state.accumulated = 0.0
-            return _RECOMPUTE
+            return RECOMPUTE
         (change,) = call.meter.fetch(call.meter.mean_over_ranks(relative_l1(signal, before[0])))
         estimate = polynomial(state.coefficients, change)
         state.accumulated += estimate
         call.log(distance=state.accumulated, threshold=state.threshold, signal_change=change)
         if may_reuse(estimate, state.accumulated, state.threshold):
-            return _REUSE
+            return REUSE
         state.accumulated = 0.0
-        return _RECOMPUTE
+        return RECOMPUTE
 
     def option(self, name: str, run: Run) -> Any:
         """What was published is one checkpoint's own: its polynomial says nothing of others of the family."""
@@ -281,12 +282,12 @@ class ChangeRecorder(ReusePolicy[None]):
     def decide(self, state: None, call: Call, site: Site) -> Decision:
         """Always recompute; at the trunk log `signal_change`."""
         if site.part is Part.MODEL:
-            return _RECOMPUTE
+            return RECOMPUTE
         signal, before = _signal(call, self.probe), call.kept("signal")
         call.keep("signal", (signal,))
         if before is not None:
             call.log(signal_change=relative_l1(signal, before[0]))
-        return _DISCARD
+        return DISCARD
 
     def observe(self, state: None, call: Call, site: Site, fresh: State, cached: Entry | None) -> None:
         """At the model log `output_change`."""
@@ -376,6 +377,3 @@ class TeaCacheCalibration(Calibration):
             "range": [float(x.min()), float(x.max())],
         }
         return Fit(values, numbers, curves, proposed)
-
-
-_RECOMPUTE, _DISCARD, _REUSE = Recompute(), Recompute(keep=False), Reuse()

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from fsframework.core import (
+    DISCARD,
     POLICIES,
+    RECOMPUTE,
+    REUSE,
     Call,
     Decision,
     Entry,
     Part,
     Partial,
-    Recompute,
-    Reuse,
     ReusePolicy,
     Run,
     Site,
@@ -164,11 +165,11 @@ class ToCa(ReusePolicy[TokenState]):
                 self._video_tokens(call, site)  # raises in the first forward, not at the first partial step
                 state.checked.add(site)
             state.young.add(site)
-            return _KEEP if step + 1 < len(plan) and plan[step + 1] != FULL else _DISCARD
+            return RECOMPUTE if step + 1 < len(plan) and plan[step + 1] != FULL else DISCARD
         if plan[step] == NONE or not fraction:
-            return _REUSE
+            return REUSE
         index = self._choose(state, call, site, fraction)
-        return _REUSE if index is None else Partial(index)
+        return REUSE if index is None else Partial(index)
 
     def observe(self, state: TokenState, call: Call, site: Site, fresh: State, cached: Entry | None) -> None:
         """Cross-attention that ran in full: keep each token's importance, if a later choice needs it."""
@@ -319,4 +320,3 @@ class DuCa(ToCa):
 
 
 _OPTIONS = {Part.ATTENTION: "attention", Part.CROSS_ATTENTION: "cross", Part.MLP: "mlp"}
-_KEEP, _DISCARD, _REUSE = Recompute(), Recompute(keep=False), Reuse()

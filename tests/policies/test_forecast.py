@@ -2,10 +2,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from toys import SmoothDiT, count_host_reads, letters, run_scripted, run_smooth, toy_session
+from toys import SmoothDiT, ToyAdapter, count_host_reads, letters, run_scripted, run_smooth, toy_session
 
-from fsframework.core import Part, Recompute, Reuse, ReusePolicy, Run
-from fsframework.policies import Foresight, FullCompute, StaticReuse
+from fsframework.core import Forecast, Part, Recompute, Reuse, ReuseEngine, ReusePolicy, Run
+from fsframework.policies import Foresight, FullCompute, MagCache, PyramidAttentionBroadcast, SmoothCache, StaticReuse
 from fsframework.policies.forecast import ForecastReuse
 from fsframework.policies.taylorseer import TaylorSeer
 
@@ -230,3 +230,33 @@ def test_with_its_never_options_it_recomputes_everything():
     session, _, out = run_scripted(ForecastReuse(**ForecastReuse.never), lambda b, t: t, 5)
     assert out == [0, 1, 2, 3, 4]
     assert session.trace.decisions("joint.0") == "CCCCC"
+
+
+@pytest.mark.parametrize(
+    ("base", "first"),
+    [
+        (MagCache(ratios=[0.95], threshold=0.06, max_consecutive=1, retention=0.5), 4),
+        (PyramidAttentionBroadcast(joint=2, window_low=0, window_high=4.5, mlp_windows=()), 5),
+        (SmoothCache(steps={"attention": [0, 1, 2, 3, 4, 6, 8], "mlp": [0, 1, 2, 3, 4, 6, 8]}), 5),
+    ],
+    ids=["magcache", "pab", "smoothcache"],
+)
+def test_a_plan_keeps_the_two_points_that_its_forecast_goes_through(base, first):
+    """The steps before the first reuse were all computed: the line goes through the last two of them."""
+    seen = []
+
+    class Watches(ForecastReuse):
+        def decide(self, state, call, site):
+            decision = super().decide(state, call, site)
+            if isinstance(decision, Forecast):
+                seen.append((call.step.index, [entry.step for entry in call.history(site)]))
+            return decision
+
+    model = SmoothDiT(num_blocks=1)
+    timesteps = list(range(8, -1, -1))  # falling, as samplers have them
+    with torch.no_grad(), ReuseEngine(ToyAdapter().bind(model), Watches(base=base), timesteps=timesteps) as session:
+        for step, t in enumerate(timesteps):
+            model(torch.randn(1, 6, 8) + step, torch.tensor([float(t)]))
+    assert seen[0] == (first, [first - 2, first - 1])
+    declared = session.policy.num_cached(Run(9, timesteps, session.sites))
+    assert session.cache.peak_counts()["joint"][0] == declared

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from toys import SmoothDiT, letters, run_smooth, toy_session
 
-from fsframework.core import Artifact, Kind, Part, ReuseWarning, Run, Site
+from fsframework.core import REUSE, Artifact, Kind, Part, ReuseWarning, Run, Site
 from fsframework.policies.smoothcache import SmoothCache, greedy, interpolated
 
 ATTENTION, MLP = Site(Part.ATTENTION, Kind.JOINT, 0, 1), Site(Part.MLP, Kind.JOINT, 0, 1)
@@ -19,8 +19,9 @@ def drifting(num_steps, slope, max_lag=3):
     return [[slope * k] * (num_steps - k) for k in range(1, max_lag + 1)]
 
 
-def text(computes):
-    return "".join("C" if c else "R" for c in computes)
+def text(steps):
+    """Of which steps compute, or of the decisions."""
+    return "".join("R" if step is REUSE or step is False else "C" for step in steps)
 
 
 def artifact(path, errors, num_steps, timesteps=None, **facts):
@@ -87,8 +88,8 @@ def test_an_alpha_of_zero_changes_nothing(tmp_path):
 def test_steps_by_hand_the_more_exact_name_first():
     sites = [ATTENTION, MLP, Site(Part.MLP, Kind.TEMPORAL, 1, 2)]
     policy = SmoothCache(steps={"mlp": [2, 3, 99], "temporal.mlp": []})
-    computes = policy.start(Run(6, range(6), sites)).computes
-    assert [text(computes[site]) for site in sites] == ["CCCCCC", "CRCCRC", "CRRRRC"]
+    decided = policy.start(Run(6, range(6), sites)).decisions
+    assert [text(decided[site]) for site in sites] == ["CCCCCC", "CRCCRC", "CRRRRC"]
 
 
 def test_interpolated_to_its_own_steps_errors_stay_the_same():
@@ -125,8 +126,8 @@ def test_another_number_of_steps_is_carried_over_with_a_warning_and_another_mode
     path = artifact(tmp_path / "a.json", both(5, 0.2, 0.2), 5, [800.0, 600.0, 400.0, 200.0, 0.0], family="latte")
     run = Run(9, [800.0 - 100 * i for i in range(9)], [ATTENTION, MLP], facts={"family": "latte"})
     with pytest.warns(ReuseWarning, match="num_steps was 5, is 9"):
-        computes = SmoothCache(alpha=0.2, artifact=path).start(run).computes
-    assert text(computes[MLP]) == "CRRCRRCRC"  # 0.1 a step
+        decided = SmoothCache(alpha=0.2, artifact=path).start(run).decisions
+    assert text(decided[MLP]) == "CRRCRRCRC"  # 0.1 a step
     with pytest.raises(ValueError, match="family was latte, is wan"):
         SmoothCache(artifact=path).start(Run(5, range(5), [MLP], facts={"family": "wan"}))
     with pytest.raises(ValueError, match=r"errors of joint.attention, joint.mlp, and none of this model's spatial.mlp"):
@@ -208,7 +209,7 @@ def test_calibration_measures_errors_relative_to_the_older_value_averages_blocks
     Artifact("smoothcache", fit.values, {"num_steps": 5}).save(tmp_path / "a.json")
 
     def attention(alpha):
-        return text(SmoothCache(alpha=alpha, artifact=str(tmp_path / "a.json")).start(run).computes[ATTENTION])
+        return text(SmoothCache(alpha=alpha, artifact=str(tmp_path / "a.json")).start(run).decisions[ATTENTION])
 
     assert [attention(alpha) for alpha in (0.04, 0.047, 0.06, 0.101)] == ["CCCCC", "CCRCC", "CRCRC", "CRRCC"]
 
@@ -253,4 +254,4 @@ def test_options_from_a_config():
     from fsframework.run.resolve import build_policy
 
     policy = build_policy({"name": "smoothcache", "steps": {"mlp": [0, 2]}})
-    assert text(policy.start(Run(4, range(4), [MLP])).computes[MLP]) == "CRCC"
+    assert text(policy.start(Run(4, range(4), [MLP])).decisions[MLP]) == "CRCC"
