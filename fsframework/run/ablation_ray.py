@@ -16,7 +16,9 @@ from typing import Any
 
 from fsframework.config.grid import Executor, Resources
 from fsframework.config.schema import RunConfig
-from fsframework.run.ablation import FAILED, Book, CellRunner, Clock, Outcome, PlannedCell, redirect_output
+from fsframework.run.ablation import CellRunner, redirect_output
+from fsframework.run.ablation_book import FAILED, Book, Outcome, PlannedCell
+from fsframework.run.ablation_time import Clock
 from fsframework.run.launch import World
 
 _OBJECT_STORE_BYTES = 100 << 20

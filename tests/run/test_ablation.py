@@ -221,7 +221,7 @@ def test_a_cell_whose_process_was_killed_counts_as_stopped_not_as_running(grid, 
     book.open()
     book.begin(book.planned[0])
     assert book.state(book.planned[0]) == "stopped"  # nobody holds its lock
-    with module._only_one(book.lock(book.planned[0])):
+    with module.only_one(book.lock(book.planned[0])):
         assert book.state(book.planned[0]) == "running"
 
 
@@ -229,7 +229,7 @@ def test_a_cell_that_another_process_is_at_is_left_to_it(grid, loads):
     cells = grid("grid: {policy.interval: [2, 3]}")
     book = Book(cells, plan_cells(cells))
     book.open()
-    with module._only_one(book.lock(book.planned[0])):
+    with module.only_one(book.lock(book.planned[0])):
         found = ablate(cells)
     assert [row["state"] for row in found.cells][1] == "finished"
     assert not found.is_complete
