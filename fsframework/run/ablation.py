@@ -27,13 +27,12 @@ from fsframework.run.ablation_book import (
     FAILED,
     FINISHED,
     Book,
-    Busy,
     Outcome,
     PlannedCell,
     by_model,
-    only_one,
 )
 from fsframework.run.ablation_time import Clock, duration, estimate
+from fsframework.run.artifacts import Busy, only_one
 from fsframework.run.job import directory_name, expected_pixels, load
 from fsframework.run.resolve import make_plan
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import json
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fsframework.config.grid import Ablation, Cell
 from fsframework.run import artifacts
-from fsframework.run.artifacts import RunDirectory
+from fsframework.run.artifacts import Busy, RunDirectory, only_one
 
 FOLDER = "_ablations"
 """Below `runs_dir`."""
@@ -259,30 +258,3 @@ def _brief(status: Mapping[str, Any]) -> dict[str, Any]:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-class Busy(RuntimeError):
-    """Another process holds the cell."""
-
-
-@contextlib.contextmanager
-def only_one(path: Path) -> Iterator[None]:
-    """Inside, no other process on this file system is inside with the same path. The system lets go when a process dies.
-
-    Raises:
-        Busy: one is.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows: nothing keeps two commands apart
-        yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Busy(str(path)) from None
-        except OSError:  # a file system without locks
-            pass
-        yield

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsframework.data.prompts import Clip
 from fsframework.data.video import load_frames, save_frames
-from fsframework.run.artifacts import digest, to_json, write_text
+from fsframework.run.artifacts import Busy, digest, only_one, to_json, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,29 +101,19 @@ class Records:
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Inside, no other process of this machine is inside with the same folder. The system lets go when a process dies.
+    """Inside, no other process is inside with the same folder.
 
     Raises:
         ValueError: one is.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows: nothing keeps two calibrations apart
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(only_one(folder))
+        except Busy:
             raise ValueError(
                 f"another calibration is writing its records to {folder}; wait for it, then the same command takes them over"
             ) from None
-        except OSError:  # a file system without locks
-            pass
         yield
-    finally:
-        os.close(handle)
 
 
 def _slug(text: str, length: int = 40) -> str:
