@@ -133,7 +133,7 @@ def table(model: str, methods: dict[str, list[dict[str, Any]]]) -> str:
             )
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     front = pareto(methods)
-    lines += ["", f"On the Pareto front of mean FLOPs and pooled PSNR ({model}): " + ", ".join(front) + "."]
+    lines += ["", f"On the Pareto front of mean FLOPs and pooled PSNR ({model}): " + "; ".join(front) + "."]
     return "\n".join(lines)
 
 
