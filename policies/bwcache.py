@@ -112,6 +112,12 @@ class BWCache(ReusePolicy[BWCacheState]):
         """Block outputs, to measure; of the trunk what `storage` says."""
         return self.storage if site.part is Part.TRUNK else "output"
 
+    def num_cached(self, run: Run) -> int:
+        """One value of the trunk and of every block (of a forecast, several). No reuse can follow what the blocks give in the
+        last two steps, so that is not kept."""
+        blocks = min(run.depth, max(run.num_steps - 2, 0))
+        return min(run.depth, run.num_steps) + blocks * len(run.sites_of(Part.BLOCK))
+
     def start(self, run: Run) -> BWCacheState:
         """A cold state; R in steps."""
         steps = self.reuse_steps

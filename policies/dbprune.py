@@ -147,8 +147,8 @@ class DBPrune(ReusePolicy[DBPruneState]):
         return len(self._tested(run))
 
     def num_cached(self, run: Run) -> int:
-        """One residual per tested block."""
-        return len(self._tested(run))
+        """One residual per tested block (of a forecast, several)."""
+        return len(self._tested(run)) * min(run.depth, run.num_steps)
 
     def num_kept(self, run: Run) -> int:
         """One input per tested block."""

@@ -227,15 +227,16 @@ class FasterCache(ReusePolicy[FasterState]):
 
     def num_cached(self, run: Run) -> int:
         """The last two values per attention, as far as they will be carried on. The half of a guidance batch that runs alone
-        has two of its own, which count half."""
+        has two of its own, which count half. (A forecast of higher order on top lets the cache hold more, to no use.)"""
+        depth = max(self.depth, run.depth)
         alone = self._synthesized(run) if self._guided(run) else [False] * run.num_steps
         is_kept = [decision is RECOMPUTE for decision in self._attention(run)]
         both = sum(kept and not one for kept, one in zip(is_kept, alone))
         cond = sum(kept and one for kept, one in zip(is_kept, alone))
         if run.branch == Branch.JOINT:
-            each = min(both, 2) + min(cond, 2) / 2
+            each = min(both, depth) + min(cond, depth) / 2
         else:
-            each = float(min(both if run.branch == Branch.UNCOND else both + cond, 2))
+            each = float(min(both if run.branch == Branch.UNCOND else both + cond, depth))
         return int(each * len(run.sites_of(Part.ATTENTION)) + 0.5)
 
     def num_kept(self, run: Run) -> int:

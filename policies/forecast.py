@@ -147,19 +147,14 @@ class ForecastReuse(ReusePolicy[Any]):
         return self.base.calibration()
 
     def num_cached(self, run: Run) -> int:
-        """`order + 1` values where the base keeps one. At most this: a base that discards values has fewer to go through."""
-        depths = {self.base.depth_of(site) for site in run.sites}
-        cached: int = self.base.num_cached(run)
-        if len(depths) == 1:
-            depth = depths.pop()
-            return cached // depth * max(depth, self.order + 1)
-        return cached + sum(self.depth_of(site) - self.base.depth_of(site) for site in run.sites)
+        """The base's, told how many past values to keep: `order + 1` where it keeps one, if it computes so many."""
+        return int(self.base.num_cached(self._deeper(run)))
 
     # What happens is the base's business, but for the value put in place.
 
     def start(self, run: Run) -> Any:
         """The base's state: there is none besides. A base with a plan is told how many past values to keep."""
-        return self.base.start(replace(run, depth=max(run.depth, self.order + 1)))
+        return self.base.start(self._deeper(run))
 
     def begin_forward(self, state: Any, call: Call) -> None:
         """The base's."""
@@ -185,3 +180,7 @@ class ForecastReuse(ReusePolicy[Any]):
     def end_forward(self, state: Any, call: Call) -> None:
         """The base's."""
         self.base.end_forward(state, call)
+
+    def _deeper(self, run: Run) -> Run:
+        """The run as the base sees it: with as many past values per site as the polynomial goes through."""
+        return replace(run, depth=max(run.depth, self.order + 1))

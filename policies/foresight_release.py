@@ -44,6 +44,8 @@ class ReleaseState:
     """The output of the spatial block just run, in canonical layout."""
     safe: frozenset[Site] = frozenset()
     """Sites whose last change is at most their threshold, at an adaptive step."""
+    first_kept: int = 0
+    """The step from which on outputs are kept."""
     jump: Site | None = None
     """The last safe layer's site, with output storage."""
     host_threshold: list[float] = field(default_factory=list)
@@ -118,6 +120,7 @@ class ForesightRelease(ReusePolicy[ReleaseState]):
         layers = temporal or list(run.sites)
         state = ReleaseState(layers, {site: i for i, site in enumerate(run.sites)}, {}, [])
         state.layer = {site: site.ordinal if temporal else i for i, site in enumerate(run.sites)}
+        state.first_kept = self.warmup - max(2, run.depth)
         return state
 
     def begin_forward(self, state: ReleaseState, call: Call) -> None:
@@ -148,7 +151,7 @@ class ForesightRelease(ReusePolicy[ReleaseState]):
                 return Reuse(through=state.jump)
         elif site in state.safe:
             return REUSE
-        return RECOMPUTE if call.step.index >= self.warmup - 2 else DISCARD
+        return RECOMPUTE if call.step.index >= state.first_kept else DISCARD
 
     def observe(self, state: ReleaseState, call: Call, site: Site, fresh: State, cached: Entry | None) -> None:
         """Measure the change at the last warmup step and after it."""

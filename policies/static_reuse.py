@@ -98,10 +98,10 @@ class StaticReuse(ReusePolicy[StaticState]):
         return [not self._is_reuse_step(s, warmup) for s in range(run.num_steps)]
 
     def num_cached(self, run: Run) -> int:
-        """The output of the last block of the range, or every block's residual."""
-        if self.storage == "output":
-            return 1
-        return (len(run.sites) - 1 if self.last_block is None else self.last_block) - self.first_block + 1
+        """The output of the last block of the range, or every block's residual; of a forecast, several of each."""
+        last = len(run.sites) - 1 if self.last_block is None else self.last_block
+        num_sites = 1 if self.storage == "output" else last - self.first_block + 1
+        return num_sites * min(sum(self.schedule(run)), run.depth)
 
     def _is_reuse_step(self, step: int, warmup: int) -> bool:
         return is_reuse_step(step, warmup, self.interval, self.phase, self.reuse_steps)

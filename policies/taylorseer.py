@@ -131,3 +131,7 @@ class TaylorSeer(ReusePolicy[TaylorSeerState]):
         """Which steps are computed."""
         first = self._first_steps(run)
         return [not is_reuse_step(s, first, self.interval) for s in range(run.num_steps)]
+
+    def num_cached(self, run: Run) -> int:
+        """`order + 1` values per site, if so many are computed."""
+        return len(run.sites) * min(sum(self.schedule(run)), max(self.depth, run.depth))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fsframework.core import (
-    DISCARD,
     POLICIES,
     RECOMPUTE,
     REUSE,
@@ -26,6 +25,7 @@ from fsframework.core import (
     tokens,
 )
 from fsframework.core.schedule import check_every, warmup_steps
+from fsframework.core.schedule import plan as decisions_of
 
 FULL, SOME, NONE = "full", "some", "none"
 """What a part does in a step: all tokens are recomputed, some are, or none."""
@@ -47,6 +47,8 @@ class TokenState:
     """Per part and step: FULL, SOME or NONE."""
     fraction: dict[Part, float]
     """Of the tokens, recomputed in a step of SOME; 0 reuses the part as a whole there."""
+    full: dict[Part, list[Decision]]
+    """Per part and step, for those of FULL: whether what is computed is kept."""
     interval: dict[Part, int]
     score: str
     map_steps: frozenset[int]
@@ -155,7 +157,8 @@ class ToCa(ReusePolicy[TokenState]):
                     f"{without[0]} has none. Use score='norm' or 'random'."
                 )
             map_steps = self._map_steps(plan, fraction)
-        return TokenState(plan, fraction, self._intervals(run), score, map_steps, cross)
+        full = {part: _full_steps(steps, run.depth) for part, steps in plan.items()}
+        return TokenState(plan, fraction, full, self._intervals(run), score, map_steps, cross)
 
     def decide(self, state: TokenState, call: Call, site: Site) -> Decision:
         """By the plan; the tokens of a partial step are chosen from scores on the device."""
@@ -165,7 +168,7 @@ class ToCa(ReusePolicy[TokenState]):
                 self._video_tokens(call, site)  # raises in the first forward, not at the first partial step
                 state.checked.add(site)
             state.young.add(site)
-            return RECOMPUTE if step + 1 < len(plan) and plan[step + 1] != FULL else DISCARD
+            return state.full[site.part][step]
         if plan[step] == NONE or not fraction:
             return REUSE
         index = self._choose(state, call, site, fraction)
@@ -190,9 +193,14 @@ class ToCa(ReusePolicy[TokenState]):
         return [all(plan[part][s] == FULL for part in present) for s in range(run.num_steps)]
 
     def num_cached(self, run: Run) -> int:
-        """One output per sub-module, of the parts that are reused in some step."""
-        plan = self._plan(run)
-        return sum(any(kind != FULL for kind in plan[site.part]) for site in run.sites)
+        """One output per sub-module, of the parts that are reused in some step; of a forecast, several. A step in which some
+        tokens are computed stores a whole output too."""
+        plan, fraction = self._plan(run), self._fractions(run)
+        stored = {
+            part: _full_steps(steps, run.depth).count(RECOMPUTE) + (steps.count(SOME) if fraction[part] else 0)
+            for part, steps in plan.items()
+        }
+        return sum(min(stored[site.part], run.depth) for site in run.sites)
 
     def num_kept(self, run: Run) -> int:
         """The ages of each sub-module that runs on some tokens, and the importances in each block's cross-attention."""
@@ -317,6 +325,11 @@ class DuCa(ToCa):
                 if plan[part][s] != FULL and since:
                     plan[part][s] = odd if since % 2 else even
         return plan
+
+
+def _full_steps(steps: Sequence[str], depth: int) -> list[Decision]:
+    """Of a part's steps, which full ones keep what they compute: the newest `depth` before one that is not full."""
+    return decisions_of([kind == FULL for kind in steps], depth)
 
 
 _OPTIONS = {Part.ATTENTION: "attention", Part.CROSS_ATTENTION: "cross", Part.MLP: "mlp"}

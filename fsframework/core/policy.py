@@ -199,8 +199,9 @@ class ReusePolicy(ABC, Generic[S]):
         return None
 
     def num_cached(self, run: Run) -> int:
-        """How many site values are cached at once, at most, per branch."""
-        return sum(self.depth_of(site) for site in run.sites)
+        """How many site values are cached at once, at most, per branch; with `run.depth` of them per site where a forecast
+        draws on so many. By default every step may be computed and stored."""
+        return sum(min(max(self.depth_of(site), run.depth), run.num_steps) for site in run.sites)
 
     def num_kept(self, run: Run) -> int:
         """How many tensors are kept with `Call.keep` at once, at most, per branch."""

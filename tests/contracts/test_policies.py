@@ -34,7 +34,7 @@ from fsframework.core import (
     ReusePolicy,
     ReuseWarning,
 )
-from fsframework.policies import FullCompute
+from fsframework.policies import ForecastReuse, FullCompute
 
 pytestmark = pytest.mark.filterwarnings("ignore::fsframework.core.review.ReuseWarning")
 
@@ -374,9 +374,21 @@ def test_host_reads_are_those_the_policy_declares(name, family):
 
 @every_case
 def test_memory_is_what_the_policy_declares(name, family):
-    found = outcome(name, family)
-    policy, peaks = found.session.policy, found.session.cache.peak_counts()
-    declared = {branch: (policy.num_cached(run), policy.num_kept(run)) for branch, run in found.runs.items()}
+    assert_memory_is_declared(outcome(name, family).session)
+
+
+@pytest.mark.parametrize("order", [4, pytest.param(1, marks=pytest.mark.slow)])
+@every_case
+def test_memory_with_a_forecast_over_it_is_what_that_declares(name, family, order):
+    with session(moving(family), ForecastReuse(make(name), order=order)) as s:
+        moving(family).run(s)
+    assert_memory_is_declared(s)
+
+
+def assert_memory_is_declared(s: ReuseEngine) -> None:
+    """The most values and tensors that each branch held at once are the policy's `num_cached` and `num_kept`."""
+    policy, peaks, runs = s.policy, s.cache.peak_counts(), runs_of(s)
+    declared = {branch: (policy.num_cached(run), policy.num_kept(run)) for branch, run in runs.items()}
     if "joint" in declared:  # a half of the batch that was run alone holds values of half the size
         halves = [peaks.pop(branch) for branch in list(peaks) if branch != "joint"]
         whole = peaks.get("joint", (0, 0))

@@ -5,7 +5,15 @@ import torch
 from toys import SmoothDiT, ToyAdapter, count_host_reads, letters, run_scripted, run_smooth, toy_session
 
 from fsframework.core import Forecast, Part, Recompute, Reuse, ReuseEngine, ReusePolicy, Run
-from fsframework.policies import Foresight, FullCompute, MagCache, PyramidAttentionBroadcast, SmoothCache, StaticReuse
+from fsframework.policies import (
+    Foresight,
+    ForesightRelease,
+    FullCompute,
+    MagCache,
+    PyramidAttentionBroadcast,
+    SmoothCache,
+    StaticReuse,
+)
 from fsframework.policies.forecast import ForecastReuse
 from fsframework.policies.taylorseer import TaylorSeer
 
@@ -87,6 +95,39 @@ def test_the_memory_is_order_plus_one_times_the_bases(base, order):
     run = Run(10, range(10), session.sites)
     assert policy.num_cached(run) == base.num_cached(run) * (order + 1)
     assert session.cache.peak_bytes == policy.num_cached(run) * 6 * 8 * 4
+
+
+@pytest.mark.parametrize(
+    ("base", "values"),
+    [
+        (StaticReuse(warmup=1, interval=9), 2),  # steps 0 and 9 are computed: 2 values of the last block, not 5
+        (blocks(warmup=2, interval=5), 3 * 3),  # 0, 1 and 6
+        (TaylorSeer(part="trunk", interval=6, first_steps=2), 3),  # 0, 1 and 7
+        (Foresight(gamma=1.0, warmup=3), 3 * 5),  # as many as a polynomial of degree 4 goes through
+    ],
+    ids=["jump", "residual", "taylorseer", "foresight"],
+)
+def test_no_more_is_declared_than_there_are_computed_steps(base, values):
+    policy = ForecastReuse(base, order=4)
+    with toy_session(SmoothDiT(num_blocks=3), policy, 10) as session:
+        run_smooth(session.bound.transformer, 10)
+    run = Run(10, range(10), session.sites)
+    assert session.cache.peak_counts()["joint"][0] == policy.num_cached(run) == values
+
+
+def test_the_release_keeps_what_a_longer_forecast_goes_through():
+    seen = []
+
+    class Watches(ForecastReuse):
+        def decide(self, state, call, site):
+            decision = super().decide(state, call, site)
+            if isinstance(decision, Forecast):
+                seen.append([entry.step for entry in call.history(decision.through)])
+            return decision
+
+    policy = Watches(ForesightRelease(gamma=100.0, warmup=4, recompute_every=3), order=2)
+    run_scripted(policy, lambda b, t: t, 6)
+    assert seen == [[1, 2, 3], [1, 2, 3]]  # steps 4 and 5; with the copy, step 1 would not have been kept
 
 
 def test_a_base_that_keeps_more_keeps_it():
