@@ -115,11 +115,12 @@ HEADER = (
     "one token in 4",
     "residuals",
 )
-NOTE = f"""\
-Analytical, nothing was run: {100 * COMPUTE_SHARE:.0f} % of the card's dense bfloat16 peak, {100 * BANDWIDTH_SHARE:.0f} % of its bandwidth.
-Distance, restore and decision are shares of the block's time; a decision takes {1e6 * DECISION_SECONDS:.0f} microseconds of the host, which the device does
-not see while it is behind. Efficiency is the speedup of the blocks over their FLOPs speedup when half of the visits are
-reused and each recompute is measured by a fused distance."""
+NOTE = (
+    f"Analytical, not measured: {COMPUTE_SHARE:.0%} of the card's dense bfloat16 peak, {BANDWIDTH_SHARE:.0%} of its bandwidth.\n"
+    f"Distance, restore and decision are shares of the block's time; a decision takes {1e6 * DECISION_SECONDS:.0f} us of\n"
+    "the host, which the device does not see while it is behind. Efficiency is speedup over FLOPs speedup of the blocks\n"
+    "when half of the visits are reused and each recompute is measured by a fused distance."
+)
 
 
 def table_rows(sizes: Sequence[ModelSize], card: Card) -> tuple[tuple[str, ...], ...]:
