@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fsframework.core import DISCARD, POLICIES, RECOMPUTE, REUSE, Call, Decision, Reuse, ReusePolicy, Run, Site
-from fsframework.core.options import check_types
 from fsframework.core.schedule import check_every, count_of, most_kept, plan
 
 
@@ -51,7 +50,6 @@ class BlockDance(ReusePolicy[DanceState]):
     """The first step after the window: a fraction of the steps (float, 0 to 1) or a step (int)."""
 
     def __post_init__(self) -> None:
-        check_types(self, "blockdance")
         check_every(self.interval, "interval", "blockdance")
         if self.blocks <= 0 or (isinstance(self.blocks, float) and self.blocks > 1):
             raise ValueError(

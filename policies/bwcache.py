@@ -24,7 +24,6 @@ from fsframework.core import (
     State,
 )
 from fsframework.core.distance import relative_l1
-from fsframework.core.options import check_types
 from fsframework.core.policy import Storage
 from fsframework.core.schedule import count_of
 
@@ -95,7 +94,6 @@ class BWCache(ReusePolicy[BWCacheState]):
     place. (Blocks are always kept as outputs, to measure.)"""
 
     def __post_init__(self) -> None:
-        check_types(self, "bwcache")
         if not self.threshold >= 0:
             raise ValueError(f"bwcache: threshold={self.threshold} must be >= 0; the paper uses 0.15 to 0.25")
         if isinstance(self.reuse_steps, float) and not 0.0 < self.reuse_steps <= 1.0:

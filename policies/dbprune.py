@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from fsframework.core import DISCARD, POLICIES, RECOMPUTE, REUSE, Call, Decision, Entry, ReusePolicy, Run, Site, State
 from fsframework.core.distance import relative_l1
-from fsframework.core.options import check_types
 from fsframework.core.schedule import count_of, warmup_steps
 
 
@@ -75,7 +74,6 @@ class DBPrune(ReusePolicy[DBPruneState]):
     """Where the dynamic threshold would reach this, `threshold` holds instead; None is 2 * threshold."""
 
     def __post_init__(self) -> None:
-        check_types(self, "dbprune")
         if not 0 <= self.threshold < math.inf:
             raise ValueError(f"dbprune: threshold={self.threshold} must be a finite number >= 0; the default is 0.08")
         for name, value in (("first_blocks", self.first_blocks), ("last_blocks", self.last_blocks)):

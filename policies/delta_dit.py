@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fsframework.core import DISCARD, POLICIES, RECOMPUTE, Call, Decision, Part, ReusePolicy, Run, Site
-from fsframework.core.options import check_types
 from fsframework.core.schedule import check_every, count_of, plan
 
 
@@ -51,7 +50,6 @@ class DeltaDiT(ReusePolicy[DeltaState]):
     """Nc, blocks in a span: a fraction of all blocks (float, above 0, at most 0.5) or their number (int, >= 1)."""
 
     def __post_init__(self) -> None:
-        check_types(self, "delta_dit")
         check_every(self.interval, "interval", "delta_dit")
         if self.boundary < 0 or (isinstance(self.boundary, float) and self.boundary > 1):
             raise ValueError(

@@ -29,7 +29,6 @@ from fsframework.core import (
     Synthesize,
 )
 from fsframework.core.forecast import carry_on_forecast
-from fsframework.core.options import check_types
 from fsframework.core.schedule import check_every, count_of, plan
 
 
@@ -130,7 +129,6 @@ class FasterCache(ReusePolicy[FasterState]):
     """Before this step the high frequencies have the factor 1. None: 0.7."""
 
     def __post_init__(self) -> None:
-        check_types(self, "fastercache")
         for name in ("attention_interval", "guidance_interval"):
             if (interval := getattr(self, name)) is not None:
                 check_every(interval, name, "fastercache")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fsframework.core import POLICIES, Call, Decision, Part, ReusePolicy, Run, Site
-from fsframework.core.options import check_types
 from fsframework.core.schedule import check_every, most_kept, plan
 
 
@@ -51,7 +50,6 @@ class Fora(ReusePolicy[ForaState]):
     and every N-th after it."""
 
     def __post_init__(self) -> None:
-        check_types(self, "fora")
         check_every(self.interval, "interval", "fora")
         if not (self.attention or self.cross_attention or self.mlp):
             raise ValueError("fora: attention, cross_attention and mlp are all off; at least one must be true")

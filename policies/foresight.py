@@ -22,7 +22,6 @@ from fsframework.core import (
     State,
 )
 from fsframework.core.distance import mse
-from fsframework.core.options import check_types
 from fsframework.core.schedule import check_every, is_reuse_step, warmup_steps
 
 
@@ -106,7 +105,6 @@ class Foresight(ReusePolicy[ForesightState]):
     step, less compute; but their distances are then not refreshed, so later decisions can differ. Off in the paper."""
 
     def __post_init__(self) -> None:
-        check_types(self, "foresight")
         check_every(self.recompute_every, "recompute_every", "foresight")
         if not self.gamma >= 0:
             raise ValueError(f"foresight: gamma={self.gamma} must be >= 0; the paper uses 0.25 to 2")

@@ -28,7 +28,6 @@ from fsframework.core import (
     Trace,
 )
 from fsframework.core.calibration import needs_calibration
-from fsframework.core.options import check_types
 from fsframework.core.policy import Storage
 from fsframework.core.schedule import most_kept, plan
 
@@ -83,7 +82,6 @@ class LeMiCa(ReusePolicy[list[Decision]]):
     """`residual` adds the trunk's old change to the live input (the paper); `output` puts its old output in place."""
 
     def __post_init__(self) -> None:
-        check_types(self, "lemica")
         if isinstance(self.budget, float) and not 0.0 < self.budget <= 1.0:
             raise ValueError(
                 f"lemica: budget={self.budget} as a float is a fraction of the steps, above 0 and up to 1; for a number of "

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fsframework.core import DISCARD, POLICIES, RECOMPUTE, REUSE, Call, Decision, Reuse, ReusePolicy, Run, Site
-from fsframework.core.options import check_types
 from fsframework.core.policy import Storage
 from fsframework.core.schedule import check_every, is_reuse_step, warmup_steps
 
@@ -56,7 +55,6 @@ class StaticReuse(ReusePolicy[StaticState]):
     and caches one hidden state per block of the range."""
 
     def __post_init__(self) -> None:
-        check_types(self, "static")
         check_every(self.interval, "interval", "static")
         if self.reuse_steps is not None and not 0 <= self.reuse_steps < self.interval:
             raise ValueError(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from fsframework.core import POLICIES, RECOMPUTE, Call, Decision, Forecast, Part, ReusePolicy, ReuseWarning, Run, Site
 from fsframework.core.forecast import Spacing, check_forecast, forecast
-from fsframework.core.options import check_types
 from fsframework.core.policy import Storage
 from fsframework.core.schedule import check_every, is_reuse_step
 
@@ -73,7 +72,6 @@ class TaylorSeer(ReusePolicy[TaylorSeerState]):
     whose output is their residual."""
 
     def __post_init__(self) -> None:
-        check_types(self, "taylorseer")
         check_every(self.interval, "interval", "taylorseer")
         check_forecast(self.order, self.spacing, "taylorseer")
         if self.first_steps is not None and self.first_steps < 1:

@@ -22,7 +22,6 @@ from fsframework.core import (
     State,
     Synthesize,
 )
-from fsframework.core.options import check_types
 from fsframework.core.schedule import check_every, count_of, plan
 
 
@@ -91,7 +90,6 @@ class TGate(ReusePolicy[TgateState]):
     """After the gate, do not run the unconditional branch; False: both branches run, each reusing its own values."""
 
     def __post_init__(self) -> None:
-        check_types(self, "tgate")
         check_every(self.sp_interval, "sp_interval", "tgate")
         check_every(self.fi_interval, "fi_interval", "tgate")
         if self.warmup < 0:

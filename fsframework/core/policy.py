@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from torch import Tensor
 
 from fsframework.core.decision import Decision
 from fsframework.core.meter import Meter
+from fsframework.core.options import check_types
+from fsframework.core.registry import POLICIES
 from fsframework.core.site import Part, Run, Site, State, Step
 
 if TYPE_CHECKING:
@@ -98,6 +101,21 @@ class ReusePolicy(ABC, Generic[S]):
     Nothing here may wait for the device: no `.item()`, `float(tensor)` or `if tensor`. Hand device scalars to
     `call.meter` and read them a step later.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let the types of the options be checked before the class checks their values."""
+        super().__init_subclass__(**kwargs)
+        own = cls.__dict__.get(_CHECK)
+        if own is not None:
+            setattr(cls, _CHECK, _after_types(own))
+
+    def __post_init__(self) -> None:
+        """Check that each option is of the type it is annotated with; a class that checks values need not call this.
+
+        Raises:
+            ValueError: one is not.
+        """
+        check_types(self, POLICIES.name_of(type(self)))
 
     paper: ClassVar[str] = ""
     """Where the method is from: name, arXiv number or repository."""
@@ -243,14 +261,26 @@ class ReusePolicy(ABC, Generic[S]):
         )
 
 
+_CHECK = "__post_init__"
+
+
+def _after_types(check_values: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A class's own `__post_init__`, behind the check of types."""
+
+    @wraps(check_values)
+    def check(policy: Any) -> None:
+        check_types(policy, POLICIES.name_of(type(policy)))
+        check_values(policy)
+
+    return check
+
+
 def as_policy(value: Any, option: str) -> ReusePolicy[Any]:
     """What an option in `policy_fields` may be given as: a policy, its registered name, or a mapping with `name` and options.
 
     Raises:
         ValueError: it is none of these, or names no policy. `option` says where, as in "forecast: base".
     """
-    from fsframework.core.registry import POLICIES
-
     if isinstance(value, ReusePolicy):
         return value
     if isinstance(value, str):

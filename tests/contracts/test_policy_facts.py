@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import re
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -54,6 +55,37 @@ def test_the_defaults_make_one_and_so_do_the_options_for_these_tests(name):
     cls(**cls.example)
     cls(**{**cls.example, **cls.never})
     assert cls.__dataclass_params__.frozen
+
+
+class Nonsense:
+    """Of no type that an option has."""
+
+    def __repr__(self):
+        return "<nonsense>"
+
+
+OTHER_TYPES = {float: ["0.5", True, [0.5]], int: [2.5, "2", True], bool: [1, "yes"], str: [3, True]}
+"""Values that look like one of a type and are none."""
+OWN_WORDS = {("combine", "policies"), ("combine", "only"), ("forecast", "base")}
+"""Options that may be several things and are checked by their policy."""
+
+
+@every_policy
+def test_an_option_of_another_type_is_refused_by_name_with_what_was_given_and_what_is_allowed(name):
+    cls = POLICIES[name]
+    for option, annotation in get_type_hints(cls).items():
+        if option not in {f.name for f in dataclasses.fields(cls)} or (name, option) in OWN_WORDS:
+            continue
+        kinds = set(get_args(annotation) if get_origin(annotation) is not Literal else ()) or {annotation}
+        wrong = [Nonsense()]
+        if len(kinds - {int, type(None)}) < 2:  # float | int takes both
+            wrong += [value for kind in kinds & set(OTHER_TYPES) - ({int} if float in kinds else set())
+                      for value in OTHER_TYPES[kind]]  # fmt: skip
+        if type(None) not in kinds:
+            wrong.append(None)
+        for value in wrong:
+            with pytest.raises(ValueError, match=re.escape(f"{name}: {option}={value!r} must be ")):
+                cls(**{**cls.example, option: value})
 
 
 @every_policy

@@ -1,9 +1,16 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
+from fsframework.core import POLICIES, Recompute, ReusePolicy
 from fsframework.core.options import check_types
+
+Windows = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -15,24 +22,15 @@ class Options:
     on: bool = True
     name: str = "a"
     blocks: list[int] = field(default_factory=list)
+    ratios: tuple[float, ...] | None = None
+    windows: Windows | None = None
+    steps: Mapping[str, list[int]] | None = None
+    storage: Literal["output", "residual"] = "output"
+    anything: Any = None
+    other: Options | None = None
 
     def __post_init__(self):
         check_types(self, "mine")
-
-
-@dataclass(frozen=True)
-class Postponed:
-    """Annotations that are text, as with `from __future__ import annotations`."""
-
-    interval: "int" = 2
-    most: "int | None" = None
-
-
-@pytest.mark.parametrize("options", [{"interval": 2.5}, {"most": 2.5}])
-def test_annotations_that_are_text_are_read_too(options):
-    check_types(Postponed(most=1), "mine")
-    with pytest.raises(ValueError, match=r"=2.5 must be a whole number"):
-        check_types(Postponed(**options), "mine")
 
 
 @pytest.mark.parametrize(
@@ -42,7 +40,9 @@ def test_annotations_that_are_text_are_read_too(options):
         {"threshold": 1},
         {"warmup": 0.5, "most": 3},
         {"interval": np.int64(3), "threshold": np.float32(0.5)},
-        {"blocks": "not looked at"},
+        {"blocks": (1, 2), "ratios": [1, 0.5], "windows": [[1.0, 0.5]]},
+        {"blocks": range(3), "ratios": []},
+        {"steps": {"mlp": [1]}, "anything": object, "other": "not looked at"},
     ],
 )
 def test_options_of_their_type_pass(options):
@@ -60,8 +60,50 @@ def test_options_of_their_type_pass(options):
         ({"most": 2.5}, "mine: most=2.5 must be a whole number or none$"),
         ({"on": 1}, "mine: on=1 must be True or False$"),
         ({"name": 3}, "mine: name=3 must be a string$"),
+        ({"blocks": 3}, "mine: blocks=3 must be a list of whole numbers$"),
+        ({"blocks": [1, 2.5]}, r"mine: blocks=\[1, 2.5\] must be a list of whole numbers$"),
+        ({"ratios": "0.5"}, "mine: ratios='0.5' must be a list of numbers or none$"),
+        ({"ratios": [0.5, True]}, r"mine: ratios=\[0.5, True\] must be a list of numbers or none$"),
+        ({"windows": 3.0}, "mine: windows=3.0 must be a list or none$"),
+        ({"steps": [1]}, r"mine: steps=\[1\] must be a mapping or none$"),
+        ({"storage": 1}, "mine: storage=1 must be one of output, residual$"),
     ],
 )
 def test_an_option_of_another_type_is_refused_in_words(options, message):
     with pytest.raises(ValueError, match=message):
         Options(**options)
+
+
+@dataclass(frozen=True)
+class Plain(ReusePolicy[None]):
+    """Says nothing about types."""
+
+    interval: int = 2
+
+    def decide(self, state, call, site):
+        return Recompute()
+
+
+@dataclass(frozen=True)
+class Careful(Plain):
+    """Compares its option, which asks for a number."""
+
+    threshold: float = 0.5
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.threshold < 0:
+            raise ValueError("careful: threshold must be >= 0")
+
+
+def test_every_policys_options_are_checked_before_it_looks_at_them_itself(monkeypatch):
+    monkeypatch.setitem(POLICIES._entries, "careful", Careful)
+    with pytest.raises(ValueError, match=r"^Plain: interval=2.5 must be a whole number$"):
+        Plain(interval=2.5)
+    with pytest.raises(ValueError, match=r"^careful: threshold='0.5' must be a number$"):
+        Careful(threshold="0.5")
+    with pytest.raises(ValueError, match=r"^careful: interval=2.5 must be a whole number$"):
+        Careful(interval=2.5)
+    with pytest.raises(ValueError, match=r"^careful: threshold must be >= 0$"):
+        Careful(threshold=-1)
+    assert Careful(threshold=1).threshold == 1
