@@ -7,7 +7,7 @@ low and high are NaN, never a zero-width interval.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,3 +113,102 @@ def _percentiles(resampled: np.ndarray) -> tuple[float, float]:
     # Nearest ranks, not interpolation: some resamples may be infinite, and inf - inf would give NaN.
     low, high = np.quantile(resampled, [0.025, 0.975], method="nearest")
     return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class ClusterInterval(Interval):
+    """An interval that resampled whole clusters (prompts with all their seeds); NaN ends where there are fewer than two."""
+
+    num_clusters: int = 0
+
+
+ManyMeans = Callable[[np.ndarray], np.ndarray]
+"""A number of several means, over the last axis: [k] -> scalar, [resamples, k] -> [resamples]."""
+
+
+@dataclass(frozen=True)
+class ClusterMeans:
+    """Means of k columns over the same videos, and of every resample of their clusters; see `cluster_means`."""
+
+    centre: np.ndarray
+    """[k]; NaN if there is no video."""
+    resampled: np.ndarray
+    """[resamples, k]; no row where there are fewer than two clusters."""
+    n: int
+    """Videos."""
+    num_clusters: int
+
+    def interval(self, statistic: ManyMeans = lambda means: means[..., 0]) -> ClusterInterval:
+        """A statistic of the means with its 95 % percentile interval; by default the first mean itself.
+
+        Resamples that have no such number (NaN: a ratio of which nothing was drawn) do not count.
+        """
+        if self.n == 0:
+            return ClusterInterval(math.nan, math.nan, math.nan, 0, 0)
+        centre = float(statistic(self.centre))
+        if not len(self.resampled):
+            return ClusterInterval(centre, math.nan, math.nan, self.n, self.num_clusters)
+        drawn = statistic(self.resampled)
+        drawn = drawn[~np.isnan(drawn)]
+        low, high = _percentiles(drawn) if len(drawn) else (math.nan, math.nan)
+        return ClusterInterval(centre, low, high, self.n, self.num_clusters)
+
+
+def cluster_means(
+    columns: np.ndarray, clusters: Sequence[Hashable], num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> ClusterMeans:
+    """Means of columns [videos, k] over videos, and of `num_resamples` paired cluster bootstraps of them.
+
+    Each resample draws as many clusters as there are, with replacement, and takes all videos of each: seeds of one prompt
+    are alike, so they are no independent evidence. All columns see the same draw, so a difference or ratio of two of them
+    is paired. A video that lacks one of the values (NaN) is left out of all of them.
+
+    Args:
+        columns: [videos, k], finite or NaN.
+        clusters: of each video; the prompt.
+        num_resamples: draws.
+        seed: of the generator; the same clusters in the same order give the same draws.
+
+    Raises:
+        ValueError: a value is infinite (0 times infinity has no mean), or lengths that differ.
+    """
+    values = np.asarray(columns, dtype=np.float64)
+    if len(values) != len(clusters):
+        raise ValueError(
+            f"cluster_means needs a cluster for each video; got {len(values)} rows, {len(clusters)} clusters"
+        )
+    known = np.asarray(~np.isnan(values).any(axis=1))
+    values, names = values[known], [name for name, there in zip(clusters, known) if there]
+    if np.isinf(values).any():
+        raise ValueError("cluster_means takes finite values; bound infinite ones, or average what is finite (an error)")
+    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    if not names:
+        return ClusterMeans(np.full(values.shape[1], math.nan), np.empty((0, values.shape[1])), 0, 0)
+    of_video = np.array([number[name] for name in names])
+    centre = values.mean(axis=0)
+    if len(number) == 1:
+        return ClusterMeans(centre, np.empty((0, values.shape[1])), len(values), 1)
+    sums = np.zeros((len(number), values.shape[1]))
+    np.add.at(sums, of_video, values)
+    sizes = np.bincount(of_video, minlength=len(number))
+    drawn = np.random.default_rng(seed).integers(0, len(number), (num_resamples, len(number)))
+    flat = drawn + len(number) * np.arange(num_resamples)[:, None]
+    times = np.bincount(flat.ravel(), minlength=flat.size).reshape(flat.shape)
+    return ClusterMeans(centre, (times @ sums) / (times @ sizes)[:, None], len(values), len(number))
+
+
+def spread_within_and_between(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float]:
+    """Standard deviation between the means of clusters, and within clusters (pooled); NaN where it can not be seen.
+
+    Between prompts: n - 1 in the denominator; it holds what the seeds add to each mean. Between seeds of a prompt: the root
+    of the pooled variance, of clusters with at least two values.
+    """
+    groups: dict[Hashable, list[float]] = {}
+    for value, name in zip(values, clusters):
+        if not math.isnan(value):
+            groups.setdefault(name, []).append(value)
+    means = [float(np.mean(group)) for group in groups.values()]
+    between = float(np.std(means, ddof=1)) if len(means) > 1 else math.nan
+    freedom = sum(len(group) - 1 for group in groups.values())
+    squares = sum(float(np.var(group)) * len(group) for group in groups.values())
+    return between, math.sqrt(squares / freedom) if freedom else math.nan
