@@ -36,6 +36,7 @@ examples:
   fsf calibrate teacache tiny-latte prompts.limit=16   measure the numbers a policy needs for a model
   fsf ablate experiments/foresight_ablation/gamma.yaml --dry-run   a grid of runs: which cells, how long
   fsf report runs/a-1c5767 runs/b-9e01aa          one comparison page of several runs
+  fsf compare runs/_ablations/gamma --baseline static   methods at equal compute and at equal quality, with intervals
   fsf list policies                               every policy by group; with names: options, defaults, what they do
   fsf list models | metrics | prompts
   fsf train experiments/tiny_models/latte.yaml    train the tiny model again
@@ -149,6 +150,46 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run_dirs", nargs="+", metavar="RUN_DIR")
     report.add_argument("--out", metavar="FILE.html", help="default: report.html in the run, or beside several runs")
 
+    compare = add(
+        "compare",
+        _compare,
+        "tables of finished runs at equal compute and at equal quality",
+        usage="fsf compare RUN_DIR|GRID ... [--at F ...] [--quality METRIC=VALUE ...] [--baseline NAME] [--by WHAT] [...]",
+        epilog=_COMPARE_HELP,
+    )
+    compare.add_argument(
+        "paths", nargs="+", metavar="RUN_DIR|GRID", help="run directories, runs/_ablations/NAME, or a grid's YAML file"
+    )
+    compare.add_argument(
+        "--at", nargs="+", type=float, metavar="F", help="shares of full compute; default: 0.75 0.5 0.33"
+    )
+    compare.add_argument("--quality", nargs="+", default=[], metavar="METRIC=VALUE", help="such as psnr=35")
+    compare.add_argument("--baseline", metavar="NAME", help="a method; differences to it, and its quality as the level")
+    compare.add_argument(
+        "--by",
+        nargs="+",
+        default=[],
+        metavar="WHAT",
+        help="tables for each resolution, num_steps, model, prompt or config key",
+    )
+    compare.add_argument(
+        "--metric", nargs="+", default=[], metavar="NAME", help="what to show; the first is compared by"
+    )
+    compare.add_argument("--split", nargs="+", default=[], metavar="KEY", help="a line for each value of a config key")
+    compare.add_argument("--series", nargs="+", default=[], metavar="NAME=PATTERN", help="name the runs like ours-*")
+    compare.add_argument(
+        "--reach",
+        type=float,
+        metavar="F",
+        help="follow a line so far beyond its last setting; default: 0.05; 0: not at all",
+    )
+    compare.add_argument(
+        "--mixed-references", action="store_true", help="also rows compared with different full-compute videos"
+    )
+    compare.add_argument(
+        "--out", nargs="+", default=[], metavar="FILE", help=".md (with pictures), .csv, .tex, .json, .svg"
+    )
+
     listing = add("list", _list, "what there is to choose from")
     listing.add_argument("what", choices=sorted(_LISTS), metavar="policies|models|metrics|prompts")
     listing.add_argument(
@@ -211,6 +252,28 @@ examples:
   fsf run CONFIG.yaml "policy={name: smoothcache, artifact: smooth20.json}" sampling.num_steps=20
 
 A calibration that was stopped goes on with the same command; one with more prompts takes over the records there are.
+"""
+
+
+_COMPARE_HELP = """\
+Runs of one method at several settings make a line of quality against compute; two methods are compared where both lines
+have the same compute (--at), or the same quality (--quality; with --baseline also that of each of its settings).
+
+  - A line holds the runs that differ only in numbers among one policy's options. Any other difference makes another line:
+    a word or a switch (storage=residual), a policy inside, the engine's options, a `cells` entry of the grid. A policy swept
+    in two options is one line; `--split policy.recompute_every` makes one for each of its values.
+  - Each video is read off between its own two neighbouring settings; one that ends more than --reach away is left out, and
+    n says so. Nothing is read further.
+  - Intervals are 95 % bootstrap over prompts, all seeds of a prompt together, in pairs where methods are compared.
+  - What differs between rows besides the method (threads, machine, revision, load, ...) is listed. Rows of other models,
+    sampling, prompts or seeds are refused: their full-compute videos are not the same. --by gives each its own tables.
+
+examples:
+  fsf compare runs/static-* runs/foresight-* --baseline static --out comparison.md comparison.csv
+  fsf compare runs/paper/_ablations/matched_quality --baseline pab --quality psnr=30 psnr=35
+  fsf compare runs/paper/_ablations/resolution --by resolution --metric psnr ssim
+  fsf compare runs/_ablations/gamma --by prompt --at 0.5
+  fsf compare runs/a-* runs/b-* --series "ours=a-*" "theirs=b-*"
 """
 
 
@@ -330,6 +393,49 @@ def _report(arguments: argparse.Namespace) -> None:
     from fsframework.run.report import write_report
 
     print(f"report: {write_report(folders, out, ' vs '.join(f.resolve().name for f in folders))}")
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    paths = [Path(name) for name in arguments.paths]
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"no such run directory or grid: {path}")
+    quality = []
+    for metric, value in _pairs("--quality", arguments.quality, "psnr=35"):
+        try:
+            quality.append((metric, float(value)))
+        except ValueError:
+            raise ValueError(f"--quality {metric}={value}: the value must be a number, such as psnr=35") from None
+    from fsframework.run.compare import Options, compare
+    from fsframework.run.compare_sweep import REACH
+
+    options = Options(
+        at=arguments.at,
+        quality=quality,
+        baseline=arguments.baseline,
+        by=arguments.by,
+        metrics=arguments.metric,
+        split=arguments.split,
+        series=dict(_pairs("--series", arguments.series, "ours=ours-*")),
+        reach=REACH if arguments.reach is None else arguments.reach,
+        mixed_references=arguments.mixed_references,
+    )
+    comparison = compare(paths, options)
+    if not arguments.out:
+        print(comparison.text())
+    for name in arguments.out:
+        for file in comparison.write(Path(name)):
+            print(f"comparison: {file}")
+
+
+def _pairs(option: str, words: Sequence[str], example: str) -> list[tuple[str, str]]:
+    found = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals and value):
+            raise ValueError(f"{option} {word}: write it like {example}")
+        found.append((name, value))
+    return found
 
 
 def _list(arguments: argparse.Namespace) -> None:
