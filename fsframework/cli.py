@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -196,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
         "names",
         nargs="*",
         metavar="NAME|FILE.py",
-        help="for policies: show the options of these, or of those in your file",
+        help="for policies: show the options of these, or of those in your file; for prompts: show those of a set or file",
     )
     listing.add_argument(
         "--sizes",
@@ -510,10 +511,19 @@ def _list_metrics(words: list[str]) -> None:
 
 
 def _list_prompts(words: list[str]) -> None:
-    from fsframework.data.prompts import SETS
+    from fsframework.data.prompts import SETS, load_prompts, vbench_file
 
-    _print_columns([("name", "what"), *((name, summary) for name, (summary, _) in SETS.items())])
-    print("\nor a .txt file (a prompt per line), a .csv file (column `prompt`), a .json file, or prompts=[a, b]")
+    if not words:
+        missing = "" if vbench_file() else "; not installed here: pip install --no-deps vbench"
+        rows = [(name, summary + (missing if name == "vbench" else "")) for name, (summary, _) in SETS.items()]
+        _print_columns([("name", "what"), *rows])
+        print("\nor a .txt (a prompt per line), .csv (column `prompt`), .json or .jsonl file, or prompts=[a, b]")
+        print("`fsf list prompts NAME|FILE` shows them, with the seeds and facts that a file gives them")
+    for name in words:
+        for prompt in load_prompts(name):
+            seeds = f"  seeds {', '.join(map(str, prompt.seeds))}" if prompt.seeds else ""
+            facts = f"  {json.dumps(dict(prompt.facts), ensure_ascii=False)}" if prompt.facts else ""
+            print(f"{prompt.text}{seeds}{facts}")
 
 
 _LISTS = {"policies": _list_policies, "models": _list_models, "metrics": _list_metrics, "prompts": _list_prompts}

@@ -13,7 +13,7 @@ from fsframework.config.schema import ARTIFACT, CHOICES, LISTS, MINIMUM, SHORTHA
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*")
 _INDEX = re.compile(r"\[(\d+)\]")
-PROMPT_FILES = (".txt", ".csv", ".json")
+PROMPT_FILES = (".txt", ".csv", ".json", ".jsonl")
 _WORDS = {
     "converted to Integer": "a whole number",
     "converted to Float": "a number",

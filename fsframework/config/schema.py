@@ -46,8 +46,8 @@ class PromptsConfig:
     """What to generate. `prompts: NAME` is short for `{set: NAME}`, `prompts: [a, b]` for `{texts: [a, b]}`."""
 
     set: str = "digits"
-    """A name of `fsf list prompts`, or a .txt (one prompt per line), .csv (column `prompt`) or .json (list of strings)
-    file, relative to the YAML file or to where you are."""
+    """A name of `fsf list prompts`, or a .txt (one prompt per line), .csv (column `prompt`), .json (list of strings or
+    objects) or .jsonl file, relative to the YAML file or to where you are. Files may give prompts seeds of their own."""
     texts: list[str] | None = None
     """Prompts written out; takes the place of `set`."""
     limit: int | None = None
@@ -61,7 +61,7 @@ class SeedsConfig:
     base: int = 0
     """Seed of the first video, >= 0."""
     per_prompt: int = 1
-    """Videos per prompt, >= 1. All prompts come once before any comes again."""
+    """Videos per prompt, >= 1, of prompts without seeds of their own. All prompts come once before any comes again."""
 
 
 @dataclass

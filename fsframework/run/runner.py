@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fsframework
-from fsframework.config.load import to_dict
 from fsframework.config.schema import RunConfig
 from fsframework.data.prompts import Clip
 from fsframework.data.video import write_video
 from fsframework.run import artifacts, features, launch
 from fsframework.run.attach import reuse
 from fsframework.run.costs import COST_UNITS
+from fsframework.run.head import write_head
 from fsframework.run.job import Job, prepare
 from fsframework.run.observe import sampling_errors
 from fsframework.run.progress import Progress, reuse_warnings_as_notes
 from fsframework.run.reference import Timed, generate_timed
-from fsframework.run.resolve import artifacts_of, make_plan, with_artifacts
+from fsframework.run.resolve import make_plan
 from fsframework.run.results import summarize
 from fsframework.run.tracking import Tracker
 
@@ -82,7 +82,7 @@ def run(config: RunConfig, model: LoadedModel | None = None) -> Path:
         with reuse_warnings_as_notes(progress):
             with world.together():
                 if world.is_first:
-                    _write_head(job, progress)
+                    write_head(job, progress.note)
                     tracker = Tracker.start(config.tracking, job.directory, job.facts, progress.note)
                 _generate(job, {record["index"] for record in done}, progress, tracker)
             with world.together():
@@ -101,41 +101,6 @@ def run(config: RunConfig, model: LoadedModel | None = None) -> Path:
         raise
     progress.close()
     return job.directory.path
-
-
-def _write_head(job: Job, progress: Progress) -> None:
-    """config.yaml and environment.json: what a reader needs even if the run never ends."""
-    from omegaconf import OmegaConf
-
-    resolved = to_dict(job.plan.config)
-    options = with_artifacts(job.plan.policy_options, _keep_artifacts(job))
-    resolved["policy"] = {"name": job.plan.policy_name, **options}
-    resolved["sampling"] = job.sampling
-    prompts = list(dict.fromkeys(clip.prompt for clip in job.plan.clips))
-    resolved["prompts"] = {"set": job.plan.config.prompts.set, "texts": prompts, "limit": None}
-    copies = []
-    for plugin in map(Path, job.plan.config.plugins):
-        copies.append(f"plugins/{plugin.name}")
-        artifacts.write_text(job.directory.path / copies[-1], plugin.read_text(encoding="utf-8"))
-    resolved["plugins"] = copies
-    artifacts.write_text(job.directory.config, OmegaConf.to_yaml(OmegaConf.create(resolved)))
-    now = artifacts.environment(str(job.plan.device), _PACKAGE)
-    if changed := artifacts.code_changed(job.directory, now["git"]):
-        progress.note(changed)
-    artifacts.record_environment(job.directory, now)
-
-
-def _keep_artifacts(job: Job) -> dict[str, str]:
-    """Copy the policy's artifacts into the run directory; path -> the copy's, relative to config.yaml."""
-    copies: dict[str, str] = {}
-    for number, path in enumerate(artifacts_of(job.plan.policy)):
-        source = Path(path).expanduser()
-        copy = f"artifacts/{source.name}"
-        if copy in copies.values():  # two files of one name
-            copy = f"artifacts/{source.stem}-{number}{source.suffix}"
-        artifacts.write_text(job.directory.path / copy, source.read_text(encoding="utf-8"))
-        copies[path] = copy
-    return copies
 
 
 def _generate(job: Job, done: set[int], progress: Progress, tracker: Tracker) -> None:
@@ -252,6 +217,7 @@ def _measure(
         "index": clip.index,
         "prompt": clip.prompt,
         "seed": clip.seed,
+        "facts": dict(clip.facts),
         "file": file,
         "reference_file": reference_file,
         **{name: getattr(made.costs, name) for name in COST_UNITS},
