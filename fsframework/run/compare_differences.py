@@ -135,14 +135,13 @@ def statements(series: Sequence[Series], mixed: bool) -> list[str]:
         out += [_sentence(key, values) for key, values in references.items()]
     other = {**_config(runs), **_environment(runs)}
     out += [_sentence(key, values) for key, values in other.items()]
-    out += _machine(runs)
     if not references and not other:
         out.append(
             "Nothing else differs: model, dtype, sampling, prompts, seeds, options of the run, code, versions, machine."
         )
     elif not references:
         out.append("The same in all rows: model (by its files), dtype, sampling, prompts and seeds.")
-    return out
+    return out + _machine(runs)
 
 
 def _what_is_swept(series: Series) -> str:

@@ -128,8 +128,7 @@ def _cells(sweep: Sweep, own: Curve, level: Level) -> tuple[list[Cell], list[str
     if len(again):
         worse = "falls below" if sign > 0 else "rises above"
         notes.append(f"{sweep.name} {worse} it again between {again[0]:.3f} and {again[-1]:.3f} of full compute.")
-    if math.isfinite(share):
-        notes += _beyond(sweep, float(share))
+    notes += _beyond(sweep, max(float(share), float(own.at[0])))
     fractions = lambda means: _reached(own, level, means)
     ends = (float(own.at[0]), float(own.at[-1]))
     speedups = own.speedup(own.means.centre)
@@ -259,6 +258,13 @@ def _censored(
     cut = lambda value: ends[0] if value == -math.inf else ends[1] if value == math.inf else value
     text = "" if math.isfinite(interval.mean) else ("at most" if interval.mean < 0 else "at least")
     return Cell(
-        cut(interval.mean), cut(interval.low), cut(interval.high), n, interval.num_clusters, style, text,
-        math.isinf(interval.low), math.isinf(interval.high),
-    )  # fmt: skip
+        cut(interval.mean),
+        cut(interval.low),
+        cut(interval.high),
+        n,
+        interval.num_clusters,
+        style,
+        text,
+        is_low_open=interval.low == -math.inf,
+        is_high_open=interval.high == math.inf,
+    )

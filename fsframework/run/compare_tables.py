@@ -190,6 +190,7 @@ def spread_of_settings(sweeps: Sequence[Sweep], metric: str) -> Table:
 def spread_at(sweeps: Sequence[Sweep], at: float, metric: str, reach: float = REACH) -> Table:
     """The spread at one share of full compute."""
     rows = [(s.name, _read(read_off(s, [at], reach), metric, len(s.clips)), s.prompts) for s in sweeps]
+    rows = [row for row in rows if not np.isnan(row[1]).all()]
     return spread_table(rows, metric, f"Spread of {metric} over prompts, at {at:g} of full compute")
 
 
@@ -203,6 +204,7 @@ def prompts_table(sweeps: Sequence[Sweep], metric: str, at: float | None, reach:
         else:
             names = [f"{s.name}: {setting}" if setting else s.name for setting in s.settings]
             columns += [(name, s, _column(s, metric, k)) for k, name in enumerate(names)]
+    columns = [column for column in columns if not np.isnan(column[2]).all()]
     rows = []
     for prompt in dict.fromkeys(prompt for s in sweeps for prompt in s.prompts):
         cells = []

@@ -65,7 +65,8 @@ def _best(table: Table) -> set[tuple[int, int]]:
     found = set()
     for j, sign in enumerate(table.is_best_marked):
         known = [(sign * row.cells[j].value, i) for i, row in enumerate(table.rows) if row.cells[j].num_videos]
-        if sign and len(known) > 1:
+        is_bound = any(row.cells[j].text for row in table.rows if row.cells[j].num_videos)  # `at most` may be less
+        if sign and len(known) > 1 and not is_bound:
             most = max(value for value, _ in known)
             found |= {(i, j) for value, i in known if value == most}
     return found
@@ -76,7 +77,7 @@ def _cell(cell: Cell, row: Row, is_best: bool = False) -> str:
         return cell.text
     number = f"**{cell.number}**" if is_best else cell.number
     if not cell.has_interval:
-        return f"{number} {cell.text}".rstrip()
+        return f"{number}: {cell.text}" if cell.text else number
     n = "" if (cell.num_prompts, cell.num_videos) == row.n else f", n={cell.num_videos}"
     return f"{cell.text} {number} ({cell.spread}{n})".lstrip()
 
@@ -168,7 +169,7 @@ def _tex_cell(cell: Cell, row: Row, is_best: bool) -> str:
         return _tex(cell.text) if cell.text not in ("-", "") else "--" if cell.text else ""
     number = f"\\textbf{{{_tex(cell.number)}}}" if is_best else _tex(cell.number)
     if not cell.has_interval:
-        return f"{number} {_tex(cell.text)}".rstrip()
+        return f"{number}: {_tex(cell.text)}" if cell.text else number
     n = "" if (cell.num_prompts, cell.num_videos) == row.n else f", n={cell.num_videos}"
     return f"{_tex(cell.text)} {number} {{\\scriptsize ({_tex(cell.spread + n)})}}".lstrip()
 

@@ -321,3 +321,37 @@ def test_matched_tables_are_plain_data_for_a_report(two_sweeps):
     assert {t.key for t in tables} == {"compute", "quality"}
     assert any("static varies interval" in s for s in statements)
     assert matched_tables(two_sweeps[:1], baseline="absent")[0] == []
+
+
+@pytest.mark.slow
+def test_a_real_grid_is_compared_alike_by_its_file_its_folder_and_its_runs(tmp_path, overrides_below):
+    from fsframework.config.grid import load_ablation
+    from fsframework.config.load import load_config, to_dict
+    from fsframework.run.ablation import ablate
+
+    run = load_config(None, [*overrides_below(tmp_path), "seeds.per_prompt=2", "prompts.limit=2"])
+    cells = [
+        {"name": "static", "policy": "static", "grid": {"policy.interval": [2, 4]}},
+        {"name": "foresight", "policy": "foresight", "grid": {"policy.gamma": [0.1, 100.0]}},
+    ]
+    file = tmp_path / "sweep.yaml"
+    file.write_text(json.dumps({"base": to_dict(run) | {"policy": {"name": "full"}}, "cells": cells}))
+    result = ablate(load_ablation(file))
+    assert result.is_complete, result.text()
+    by_file = compare([file], Options(baseline="static"))
+    assert [(s.name, len(s.settings)) for s in by_file.blocks[0].sweeps] == [("static", 2), ("foresight", 2)]
+    rows = table(by_file, "Every setting").rows
+    recorded = {
+        row["cell"]: row["metrics"] for row in json.loads((result.folder / "ablation.json").read_text())["cells"]
+    }
+    assert {row.label: round(row.cells[3].value, 6) for row in rows if row.label.startswith("static")} == {
+        f"static: interval={k}": round(recorded[f"static, interval={k}"]["psnr"]["mean"], 6) for k in (2, 4)
+    }
+    interval_2 = next(row for row in rows if row.label == "static: interval=2").cells
+    assert interval_2[1].value == pytest.approx(recorded["static, interval=2"]["flops_speedup"]["mean"])
+    assert interval_2[2].value == pytest.approx(recorded["static, interval=2"]["speedup"]["mean"], rel=0.05)
+    assert (interval_2[0].num_videos, interval_2[0].num_prompts) == (4, 2)
+    assert compare([result.folder], Options(baseline="static")).text() == by_file.text()
+    folders = [tmp_path / "runs" / row["directory"] for row in result.cells]
+    assert compare(folders, Options(baseline="static")).text() == by_file.text()
+    assert not [sentence for sentence in by_file.blocks[0].statements if "revision is" in sentence]

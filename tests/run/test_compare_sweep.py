@@ -170,7 +170,14 @@ def test_what_is_not_reached_is_said_with_the_best_there_is_and_a_dip_is_said_to
     # On the lines from 0.55 to 0.667; said at the points of the curve within.
     assert dip.notes == ["one falls below it again between 0.553 and 0.665 of full compute."]
     always = quality_table([one], "psnr", 10.0, reach=0.0).rows[0].cells
-    assert (always[0].text, always[0].value, always[0].is_low_open) == ("at most", 0.3, False)
+    assert (always[0].text, always[0].value, always[0].is_low_open) == (
+        "at most",
+        0.3,
+        False,
+    )  # one prompt: no interval
+    two = quality_table([sweep("two", [0.3, 0.5], [[20, 30], [22, 30]])], "psnr", 5.0, reach=0.0)
+    assert two.rows[0].cells[0].spread == "<0.300 to 0.300"
+    assert two.rows[0].cells[1].spread == "3.33 to >3.33"
     assert (always[1].text, always[1].value) == ("at least", pytest.approx(1 / 0.3))
 
 
