@@ -28,6 +28,8 @@ from fsframework.policies.full_compute import FullCompute as FullCompute
 from fsframework.policies.lemica import LeMiCa as LeMiCa
 from fsframework.policies.magcache import MagCache as MagCache
 from fsframework.policies.pab import PyramidAttentionBroadcast as PyramidAttentionBroadcast
+from fsframework.policies.plan import SitePlan as SitePlan
+from fsframework.policies.predictor import Predictor as Predictor
 from fsframework.policies.smoothcache import SmoothCache as SmoothCache
 from fsframework.policies.static_reuse import StaticReuse as StaticReuse
 from fsframework.policies.taylorseer import TaylorSeer as TaylorSeer

@@ -220,6 +220,19 @@ class Calibration(ABC):
         the trace. The first is the reference of the others. `run` has the sites of the calibrated policy, and the facts
         and timesteps of a real video."""
 
+    def more_rollouts(
+        self, records: Mapping[str, Sequence[Mapping[str, Any]]], run: Run
+    ) -> Mapping[str, ReusePolicy[Any]]:
+        """Further rollouts that follow from the records of all before, for a calibration that searches. Asked again with
+        theirs, until there are none. Must depend on its arguments alone: a calibration that is stopped asks anew, and each
+        of several processes asks for itself."""
+        del records, run
+        return {}
+
+    def most_rollouts(self, run: Run) -> int:
+        """How many rollouts there will be at most, for the time left."""
+        return len(self.rollouts(run))
+
     def check(self, run: Run, num_clips: int) -> None:
         """Refuse, before anything is generated, a run or a number of clips from which nothing can follow.
 

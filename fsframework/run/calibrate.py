@@ -235,6 +235,29 @@ def _generate(job: _Job) -> list[str]:
     """
     from fsframework.core.review import ReuseWarning
 
+    first, later = _missing(job)
+    most = max(job.calibration.most_rollouts(job.run), len(job.rollouts)) * len(job.plan.clips)
+    total = len(job.world.share(range(most)))
+    done = len(job.world.share([(clip, name) for clip in job.plan.clips for name in job.rollouts]))
+    todo = len(first) + len(later)
+    title = job.plan.policy_name if job.world.size == 1 else f"{job.plan.policy_name}, process 1 of {job.world.size}"
+    progress = Progress(title, max(total, todo), max(done - todo, 0), quiet=not job.world.is_first)
+    try:
+        with reuse_warnings_as_notes(progress):
+            # A recorder is meant to.
+            warnings.filterwarnings("ignore", message=".* reused nothing in", category=ReuseWarning)
+            _make(job, first, later, progress)
+            while more := job.calibration.more_rollouts(_records_of(job), job.run):
+                job.rollouts.update(more)
+                job.world.barrier()  # all have read what there was
+                _make(job, *_missing(job), progress)
+    finally:
+        progress.close()
+    return progress.notes
+
+
+def _missing(job: _Job) -> tuple[list[Clip], list[tuple[Clip, str]]]:
+    """This process's share of what is missing: references, whose latents others need, and others."""
     missing = {name: [clip for clip in job.plan.clips if job.records.load(name, clip) is None] for name in job.rollouts}
     later = [(clip, name) for clip in job.plan.clips for name in job.rollouts if clip in missing[name]]
     later = [(clip, name) for clip, name in later if name != job.reference]
@@ -245,29 +268,35 @@ def _generate(job: _Job) -> list[str]:
         if clip in missing[job.reference] or (clip in compared and job.records.load_latents(clip) is None)
     ]
     job.world.barrier()  # all looked before any writes, so all share the same lists
-    first, later = job.world.share(first), job.world.share(later)
-    total = len(job.world.share([(clip, name) for clip in job.plan.clips for name in job.rollouts]))
-    todo = len(first) + len(later)
-    title = job.plan.policy_name if job.world.size == 1 else f"{job.plan.policy_name}, process 1 of {job.world.size}"
-    progress = Progress(title, max(total, todo), max(total - todo, 0), quiet=not job.world.is_first)
-    try:
-        with reuse_warnings_as_notes(progress):
-            # A recorder is meant to.
-            warnings.filterwarnings("ignore", message=".* reused nothing in", category=ReuseWarning)
-            with job.world.together():
-                for clip in first:
-                    _reference(job, clip, progress, keep=clip in compared)
-                    progress.advance(_one_line(job.reference, clip))
-            reference: tuple[Clip, Tensor] | None = None
-            for clip, name in later:
-                if reference is None or reference[0] != clip:
-                    kept = job.records.load_latents(clip)
-                    reference = (clip, _reference(job, clip, progress, keep=True) if kept is None else kept)
-                _rollout(job, clip, name, progress, reference[1])
-                progress.advance(_one_line(name, clip))
-    finally:
-        progress.close()
-    return progress.notes
+    return job.world.share(first), job.world.share(later)
+
+
+def _make(job: _Job, first: Sequence[Clip], later: Sequence[tuple[Clip, str]], progress: Progress) -> None:
+    """Generate and keep the records; at the end all processes have."""
+    with job.world.together():
+        for clip in first:
+            _reference(job, clip, progress, keep=len(job.rollouts) > 1)
+            progress.advance(_one_line(job.reference, clip))
+    with job.world.together():
+        reference: tuple[Clip, Tensor] | None = None
+        for clip, name in later:
+            if reference is None or reference[0] != clip:
+                kept = job.records.load_latents(clip)
+                reference = (clip, _reference(job, clip, progress, keep=True) if kept is None else kept)
+            _rollout(job, clip, name, progress, reference[1])
+            progress.advance(_one_line(name, clip))
+
+
+def _records_of(job: _Job) -> dict[str, list[dict[str, Any]]]:
+    """The records of all rollouts so far, over all clips."""
+    records: dict[str, list[dict[str, Any]]] = {name: [] for name in job.rollouts}
+    for name, found in records.items():
+        for clip in job.plan.clips:
+            record = job.records.load(name, clip)
+            if record is None:
+                raise RuntimeError(f"{job.records.path(name, clip)} is missing; the same command makes it")
+            found.append(record)
+    return records
 
 
 def _reference(job: _Job, clip: Clip, progress: Progress, keep: bool) -> Tensor:
@@ -306,14 +335,7 @@ def _finish(job: _Job, notes: Sequence[str]) -> Result:
     """Fit, check, write."""
     from fsframework.core import Artifact
 
-    records: dict[str, list[dict[str, Any]]] = {name: [] for name in job.rollouts}
-    for name, found in records.items():
-        for clip in job.plan.clips:
-            record = job.records.load(name, clip)
-            if record is None:
-                raise RuntimeError(f"{job.records.path(name, clip)} is missing; the same command makes it")
-            found.append(record)
-    fit = job.calibration.fit(records, job.run)
+    fit = job.calibration.fit(_records_of(job), job.run)
     values = _as_json(fit.values, job.plan.policy_name)
     numbers = {name: float(value) for name, value in fit.numbers.items()}
     artifact = Artifact(job.plan.policy_name, values, _facts(job.run), _provenance(job, numbers, notes))

@@ -25,7 +25,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
         "Nothing is read back from the device.",
         (
             "full", "static", "fora", "pab", "delta_dit", "blockdance", "tgate", "fastercache", "magcache", "smoothcache",
-            "lemica",
+            "lemica", "plan",
         ),
     ),
     "Adaptive within the step": (
@@ -34,7 +34,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "Adaptive, a step behind": (
         "The decision rests on what earlier steps measured; the copy to the host has a step's time to arrive.",
-        ("foresight", "foresight_release", "adacache", "bwcache"),
+        ("foresight", "foresight_release", "adacache", "bwcache", "predictor"),
     ),
     "Forecasts": ("In place of an old value stands one extrapolated from several.", ("taylorseer", "forecast")),
     "Tokens": ("Some tokens are computed, the others are reused.", ("toca", "duca")),

@@ -57,6 +57,7 @@ STILL: dict[str, str] = {
     "dbcache": "CRRRRRRRRR",
     "dbprune": "CRRRRRRRRR",
     "first_block_cache": "CCRRRRRRRR",
+    "predictor": "CCRRCRRCRR",  # warmup 2; the longest lag is a fifth of the steps
     "teacache": "CRRRRRRRRC",  # the first and the last step are always computed
     "easycache": "CCCCCCCCCC",  # a latent that stands still says nothing of the rate, so it is not reused on it
 }
