@@ -311,6 +311,15 @@ class _Quantiles(Calibration):
         del run
         return {"full": replace(self._policy, speed=None, artifact=None, codebook=((1.0, 1),))}
 
+    def check(self, run: Run, num_clips: int) -> None:
+        """A codebook is of the steps between those that are always computed."""
+        if run.num_steps <= FIRST + LAST:
+            raise ValueError(
+                f"adacache: the first {FIRST} and the last {LAST} steps are always computed, so a run of {run.num_steps} "
+                f"step{'' if run.num_steps == 1 else 's'} leaves none to reuse; set sampling.num_steps to {FIRST + LAST + 1} "
+                f"or more"
+            )
+
     def record(self, rollout: str, trace: Trace, latents: Tensor, reference: Tensor) -> Mapping[str, Any]:
         """c of each step from the second on, averaged over metric layers and branches."""
         del rollout, latents, reference
@@ -325,12 +334,22 @@ class _Quantiles(Calibration):
     fit_options = ("target",)
 
     def fit(self, records: Mapping[str, Sequence[Mapping[str, Any]]], run: Run) -> Fit:
+        """The codebook of `AdaCache.calibration`.
+
+        Raises:
+            ValueError: a change is not finite, or none was measured.
+        """
         del run
         curves = [record["changes"] for record in records["full"]]
         num_steps = records["full"][0]["num_steps"]
         pooled = sorted(change for curve in curves for change in curve if math.isfinite(change))
-        if not pooled:
-            raise ValueError("adacache: no finite change was measured, so there is nothing to make a codebook of")
+        num_changes = sum(map(len, curves))
+        if len(pooled) < num_changes or not pooled:
+            raise ValueError(
+                f"adacache: {num_changes - len(pooled)} of {num_changes} changes are not finite numbers: the attention that is "
+                f"measured gave NaN or inf, or was zero. Measure another layer (policy.metric_depths), or look at a video of "
+                f"full compute before calibrating."
+            )
         codebook, share = _codebook_for(self._policy.target, pooled, curves, num_steps)
         mean = [sum(curve[i] for curve in curves) / len(curves) for i in range(len(curves[0]))]
         steps = [float(step) for step in range(1, num_steps)]

@@ -229,11 +229,31 @@ class _EdgeErrors(Calibration):
         return {"error": (latents.float() - reference.float()).abs().mean().item()}
 
     def fit(self, records: Mapping[str, Sequence[Mapping[str, Any]]], run: Run) -> Fit:
+        """The mean errors. An edge whose video ran away (its error is not finite) is left out: no path takes it.
+
+        Raises:
+            ValueError: no edge is left, or a video of full compute is not finite itself.
+        """
         edges: list[tuple[int, int, float]] = []
+        num_lost = 0
+        if not all(math.isfinite(record["error"]) for record in records["full"]):
+            raise ValueError(
+                "lemica: a video of full compute ends in latents that are not finite, so no error can be measured. Look at "
+                "it before calibrating."
+            )
         for name, found in records.items():
             if name != "full":
                 i, j = (int(step) for step in name.split("-"))
-                edges.append((i, j, sum(record["error"] for record in found) / len(found)))
+                weight = sum(record["error"] for record in found) / len(found)
+                if math.isfinite(weight):
+                    edges.append((i, j, weight))
+                else:
+                    num_lost += 1
+        if not edges:
+            raise ValueError(
+                f"lemica: all {num_lost} videos with a reused stretch end in latents that are not finite: reuse of the trunk's "
+                f"{self._policy.storage} does not work on this model. Set policy.storage to the other."
+            )
         policy, known = self._policy, tuple(edges)
         worst: dict[int, float] = {}
         weights = {(i, j): w for i, j, w in edges}
@@ -256,6 +276,7 @@ class _EdgeErrors(Calibration):
                     Curve(name, x, y, "computed step before the reused", "mean |difference| of final latents")
                 )
         numbers = {
+            **({"edges left out, not finite": float(num_lost)} if num_lost else {}),
             "fewest_computed_steps": float(min(worst)),
             "smallest_error": min(weights.values()),
             "largest_error": max(weights.values()),

@@ -241,11 +241,8 @@ class MagCacheCalibration(Calibration):
         curves: list[Curve] = []
         for branch in videos[0]["ratios"] if videos else ():
             rows = [video["ratios"][branch] for video in videos]
+            _check_ratios(rows, branch, run.num_steps)
             means = [sum(column) / len(column) for column in zip(*rows)]
-            if len(means) != run.num_steps - 1 or not all(math.isfinite(g) and g > 0 for g in means):
-                raise ValueError(
-                    f"magcache: the ratios of branch {branch!r} are not {run.num_steps - 1} finite numbers > 0: {means}"
-                )
             tables[branch] = [1.0, *means]
             apart = [max(column) - min(column) for column in zip(*rows)]
             tokens = [s for video in videos for s in video["spread"][branch]]
@@ -269,6 +266,23 @@ class MagCacheCalibration(Calibration):
         if not tables:
             raise ValueError("magcache: no ratios were recorded; the runs need at least 2 steps")
         return Fit({"ratios": tables}, numbers, curves)
+
+
+def _check_ratios(rows: Sequence[Sequence[float]], branch: str, num_steps: int) -> None:
+    """Raise ValueError unless every video has a ratio > 0 for every step but the first."""
+    for i, row in enumerate(rows):
+        if len(row) != num_steps - 1:
+            raise ValueError(
+                f"magcache: video {i} has {len(row)} ratios of branch {branch!r}, not one for each of the {num_steps} steps "
+                f"but the first; calibrate again"
+            )
+        wrong = [step for step, g in enumerate(row, start=1) if not 0 < g < math.inf]
+        if wrong:
+            raise ValueError(
+                f"magcache: the ratio of branch {branch!r} is {row[wrong[0] - 1]:g} at step {wrong[0]} of video {i}, not a "
+                f"finite number > 0 (so at {len(wrong)} of {num_steps - 1} steps): what all blocks add together was 0, NaN or "
+                f"inf there. Look at a video of full compute before calibrating."
+            )
 
 
 def _by_branch(trace: Trace, column: str) -> dict[str, list[float]]:

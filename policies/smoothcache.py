@@ -277,6 +277,11 @@ class _ErrorCurves(Calibration):
         return {"errors": errors, "timesteps": [float(t) for t in trace.timesteps]}
 
     def fit(self, records: Mapping[str, Sequence[Mapping[str, Any]]], run: Run) -> Fit:
+        """The mean errors. An infinite one (a value that was 0 and is not any more) is kept: that step is never reused.
+
+        Raises:
+            ValueError: a kind of sub-module gave NaN.
+        """
         del run
         all_errors = [record["errors"] for record in records["full"]]
         timesteps = records["full"][0]["timesteps"]
@@ -286,6 +291,13 @@ class _ErrorCurves(Calibration):
                 [sum(one[kind][k][i] for one in all_errors) / len(all_errors) for i in range(len(row))]
                 for k, row in enumerate(rows)
             ]
+            found = [(k, i) for k, row in enumerate(errors[kind]) for i, error in enumerate(row) if math.isnan(error)]
+            if found:
+                lag, step = found[0]
+                raise ValueError(
+                    f"smoothcache: the error of {kind} between steps {step} and {step + lag + 1} is not a number, so the model "
+                    f"gave NaN or inf there. Look at a video of full compute before calibrating."
+                )
         shares = {
             f"computed_share_of_{kind}": sum(greedy(rows, self._alpha, len(timesteps))) / len(timesteps)
             for kind, rows in errors.items()

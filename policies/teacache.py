@@ -13,6 +13,7 @@ from fsframework.core import (
     RECOMPUTE,
     REUSE,
     Artifact,
+    Branch,
     Calibration,
     Call,
     Curve,
@@ -227,6 +228,8 @@ class TeaCache(ReusePolicy[TeaCacheState]):
 
 DEFAULT_PROBE = "modulated"
 DEGREE = 4
+FEWEST_POINTS = 2 * (DEGREE + 1)
+"""A polynomial through as many points as it has coefficients fits any of them: R^2 is 1 and says nothing."""
 
 
 def _signal(call: Call, probe: str) -> Tensor:
@@ -311,12 +314,15 @@ class TeaCacheCalibration(Calibration):
         return {"full": ChangeRecorder(self.policy.probe_for(run))}
 
     def check(self, run: Run, num_clips: int) -> None:
-        """A polynomial needs more points than it has coefficients to say anything."""
-        points = num_clips * (run.num_steps - 1)
-        if points <= DEGREE:
+        """A polynomial needs more points than it has coefficients to say anything: twice as many."""
+        branches = 1 if run.branch == Branch.JOINT else 2
+        points = num_clips * (run.num_steps - 1) * branches
+        if points < FEWEST_POINTS:
             raise ValueError(
-                f"teacache: {num_clips} clip{'' if num_clips == 1 else 's'} of {run.num_steps} steps give {points} points, and "
-                f"the polynomial has {DEGREE + 1} coefficients; set prompts.limit or sampling.num_steps higher"
+                f"teacache: {num_clips} clip{'' if num_clips == 1 else 's'} of {run.num_steps} "
+                f"step{'' if run.num_steps == 1 else 's'} give{'s' if num_clips == 1 else ''} {points} points, and the "
+                f"polynomial has {DEGREE + 1} coefficients; it is fitted to at least {FEWEST_POINTS}. Set prompts.limit or "
+                f"sampling.num_steps higher."
             )
 
     def record(self, rollout: str, trace: Trace, latents: Tensor, reference: Tensor) -> Mapping[str, Any]:
@@ -332,27 +338,47 @@ class TeaCacheCalibration(Calibration):
         was measured; beyond them the polynomial is a guess.
 
         Raises:
-            ValueError: fewer different changes of the signal than the polynomial has coefficients, or values that are not
-                finite.
+            ValueError: fewer than `FEWEST_POINTS` different changes of the signal, or they are too close together to tell
+                the powers apart; a prediction whose change is always the same; values that are not finite.
         """
         import numpy as np
 
         rows = [(video["signal"][b], video["output"][b]) for video in records["full"] for b in video["signal"]]
         x = np.array([value for signal, _ in rows for value in signal])
         y = np.array([value for _, output in rows for value in output])
-        if x.shape != y.shape or not (np.isfinite(x).all() and np.isfinite(y).all()):
-            raise ValueError("teacache: the recorded changes are not finite or do not pair; calibrate again")
-        num_different = len(np.unique(x.round(12)))
-        if num_different <= DEGREE:
+        if x.shape != y.shape:
             raise ValueError(
-                f"teacache: {num_different} different changes of the signal do not determine a polynomial of degree "
-                f"{DEGREE}; generate with more steps (a signal of the timestep alone is the same in every video)"
+                "teacache: the changes of signal and prediction do not pair in the records; calibrate again"
             )
-        found = [float(c) for c in np.polyfit(x, y, DEGREE)]
+        for what, changes in (("signal", x), ("prediction", y)):
+            if num_bad := int((~np.isfinite(changes)).sum()):
+                raise ValueError(
+                    f"teacache: {num_bad} of {len(changes)} changes of the {what} are not finite numbers, so the model gave NaN "
+                    f"or inf or was zero somewhere. Look at a video of full compute before calibrating."
+                )
+        num_different = len(np.unique(x.round(12)))
+        if num_different < FEWEST_POINTS:
+            raise ValueError(
+                f"teacache: the signal changed by {num_different} different amounts in {len(x)} points; a polynomial of degree "
+                f"{DEGREE} is fitted to at least {FEWEST_POINTS}. Generate with more steps, or more clips where the signal is "
+                f"not of the timestep alone, which is the same in every video."
+            )
+        if not np.ptp(y):
+            raise ValueError(
+                f"teacache: the prediction changed by {y[0]:g} at every step, so there is nothing to learn from the signal. "
+                f"Look at a video of full compute before calibrating."
+            )
+        coefficients, _, rank, _, _ = np.polyfit(x, y, DEGREE, full=True)
+        if rank <= DEGREE:
+            raise ValueError(
+                f"teacache: all changes of the signal are {x.min():.6g} to {x.max():.6g}, too close together for a polynomial "
+                f"of degree {DEGREE}. Use another probe, or a sampler whose steps differ more."
+            )
+        found = [float(c) for c in coefficients]
         fitted = np.polyval(found, x)
         left, total = float(((y - fitted) ** 2).sum()), float(((y - y.mean()) ** 2).sum())
         numbers = {
-            "R^2": 1 - left / total if total else math.nan,
+            "R^2": 1 - left / total,
             "residual standard deviation": math.sqrt(left / len(y)),
             "points": float(len(y)),
         }

@@ -260,11 +260,37 @@ def test_targets_from_everything_to_little(target):
     assert fit.numbers["expected_computed_share"] == pytest.approx(target, abs=0.04)
 
 
-def test_nothing_finite_measured_is_an_error():
-    with pytest.raises(ValueError, match="no finite change"):
-        AdaCache().calibration().fit(
-            {"full": [{"num_steps": 3, "changes": [math.nan, math.nan]}]}, Run(3, range(3), [])
-        )
+def fit_of(changes):
+    n = len(changes) + 1
+    return (
+        AdaCache(target=0.5)
+        .calibration()
+        .fit({"full": [{"num_steps": n, "changes": list(changes)}]}, Run(n, range(n), []))
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"), [([math.nan, 0.1, math.inf, 0.1], "2 of 4"), ([], "0 of 0"), ([math.nan] * 4, "4 of 4")]
+)
+def test_changes_that_are_not_finite_are_an_error_that_counts_them(changes, words):
+    with pytest.raises(ValueError, match=f"adacache: {words} changes are not finite numbers"):
+        fit_of(changes)
+
+
+@pytest.mark.parametrize("change", [0.0, 0.2])
+def test_a_change_that_is_always_the_same_still_gives_a_codebook(change):
+    fit = fit_of([change] * 19)
+    assert fit.numbers["expected_computed_share"] == pytest.approx(0.5, abs=0.051)  # one step of twenty
+    (bound, interval), (_, last) = fit.values["codebook"][0], fit.values["codebook"][-1]
+    assert bound > change
+    assert interval > last == 1
+
+
+def test_a_calibration_of_too_few_steps_is_refused_beforehand():
+    for steps, words in ((1, "a run of 1 step leaves"), (4, "a run of 4 steps leaves none to reuse; .* to 5 or more")):
+        with pytest.raises(ValueError, match=words):
+            AdaCache().calibration().check(Run(steps, range(steps), []), 8)
+    AdaCache().calibration().check(Run(5, range(5), []), 1)
 
 
 @pytest.mark.parametrize(

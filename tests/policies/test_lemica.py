@@ -166,6 +166,30 @@ def test_calibration_takes_the_mean_error_of_the_final_latents(tmp_path):
     assert text(LeMiCa(budget=5, artifact=str(tmp_path / "a.json")).schedule(run)) == "CRCCCC"
 
 
+def fit_of(full, **edges):
+    records = {"full": [{"error": full}], **{name[1:].replace("_", "-"): [{"error": e}] for name, e in edges.items()}}
+    return LeMiCa(max_skip=3).calibration().fit(records, run_of(5))
+
+
+def test_an_edge_whose_video_ran_away_is_left_out_and_counted():
+    fit = fit_of(0.0, e0_2=1.0, e1_3=math.inf, e2_4=2.0)
+    assert fit.values["edges"] == [[0, 2, 1.0], [2, 4, 2.0]]
+    assert fit.numbers["edges left out, not finite"] == 1
+    assert (fit.numbers["smallest_error"], fit.numbers["largest_error"]) == (1.0, 2.0)
+
+
+def test_one_clip_in_which_reuse_changes_nothing_has_errors_of_zero():
+    fit = fit_of(0.0, e0_2=0.0, e1_3=0.0, e2_4=0.0)
+    assert (fit.numbers["fewest_computed_steps"], fit.numbers["largest_error"]) == (3, 0.0)  # 0, 2, 4
+
+
+def test_videos_that_are_not_finite_are_refused_in_words():
+    with pytest.raises(ValueError, match="lemica: a video of full compute ends in latents that are not finite"):
+        fit_of(math.nan, e0_2=1.0)
+    with pytest.raises(ValueError, match="lemica: all 2 videos with a reused stretch .*residual does not work"):
+        fit_of(0.0, e0_2=math.inf, e2_4=math.nan)
+
+
 def test_an_artifact_of_another_number_of_steps_is_refused_and_another_size_is_carried_over(tmp_path):
     path = artifact(tmp_path / "a.json", [(0, 2, 1.0)], 4, latent_shape=[2, 4, 8])
     with pytest.raises(ValueError, match="num_steps was 4, is 5"):

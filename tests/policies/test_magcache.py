@@ -199,10 +199,24 @@ def test_the_ratio_is_a_mean_over_tokens_and_its_spread_is_known():
 
 @quiet
 def test_calibration_refuses_ratios_that_are_not_finite():
-    with pytest.raises(ValueError, match="ratios of branch 'joint' are not 4 finite numbers"):
-        calibrate(MagCache(), [lambda block, t: math.nan if t == 2 else 1.0])
+    with pytest.raises(ValueError, match="ratio of branch 'joint' is nan at step 2 of video 1.*so at 2 of 4 steps"):
+        calibrate(MagCache(), [lambda block, t: 1.0, lambda block, t: math.nan if t == 2 else 1.0])
+    with pytest.raises(ValueError, match="is nan at step 1 of video 0.*so at 4 of 4 steps.*add together was 0"):
+        calibrate(MagCache(), [lambda block, t: 0.0])
     with pytest.raises(ValueError, match="at least 2 steps"):
         calibrate(MagCache(), [lambda block, t: 1.0], num_steps=1)
+
+
+def test_one_clip_of_a_residual_that_stands_still_has_ratios_of_one():
+    fit, _ = calibrate(MagCache(), [lambda block, t: 2.0])
+    assert fit.values["ratios"] == {"joint": [1.0] * 5}
+    assert not any("between videos" in name for name in fit.numbers)
+
+
+def test_records_of_other_lengths_are_refused():
+    records = [{"ratios": {"joint": [1.0] * n}, "spread": {"joint": [0.0] * n}} for n in (4, 3)]
+    with pytest.raises(ValueError, match="video 1 has 3 ratios of branch 'joint', not one for each of the 5 steps"):
+        MagCache().calibration().fit({"full": records}, Run(5, range(5), []))
 
 
 def test_what_calibration_fits_is_what_the_policy_reads(tmp_path):

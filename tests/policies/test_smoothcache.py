@@ -214,6 +214,24 @@ def test_calibration_measures_errors_relative_to_the_older_value_averages_blocks
     assert [attention(alpha) for alpha in (0.04, 0.047, 0.06, 0.101)] == ["CCCCC", "CCRCC", "CRCRC", "CRRCC"]
 
 
+def fit_of(*errors):
+    """Of videos with these errors of the MLP at lag 1."""
+    steps = len(errors[0]) + 1
+    records = [{"errors": {"joint.mlp": [list(row)]}, "timesteps": list(range(steps))} for row in errors]
+    return SmoothCache(alpha=0.1).calibration().fit({"full": records}, Run(steps, range(steps), [MLP]))
+
+
+def test_a_kind_that_gives_nan_is_refused_by_name_and_step():
+    with pytest.raises(ValueError, match=r"smoothcache: the error of joint\.mlp between steps 2 and 3 is not a number"):
+        fit_of([0.1, 0.2, 0.3], [0.1, 0.2, math.nan])
+
+
+def test_one_clip_that_stands_still_and_a_value_that_was_zero_are_measured():
+    assert fit_of([0.0] * 4).numbers["computed_share_of_joint.mlp"] == 3 / 5  # C R C R C
+    fit = fit_of([math.inf, 0.0, 0.0, 0.0])  # was 0 at step 0, and is not at step 1
+    assert fit.numbers["computed_share_of_joint.mlp"] == 4 / 5  # C C R C C
+
+
 def test_without_an_artifact_it_says_how_to_make_one():
     with pytest.raises(
         ValueError, match="smoothcache needs the errors of reuse of this model.*fsf calibrate smoothcache MODEL"

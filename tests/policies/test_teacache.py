@@ -222,7 +222,7 @@ def grow(changes):
 
 
 def test_calibration_pairs_the_changes_of_signal_and_output_and_fits_the_polynomial():
-    changes = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    changes = [0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6]
     truth = [1.0, -1.0, 0.5, 0.2, 0.05]  # degree 4, high order first
     outputs = grow([polynomial(truth, c) for c in changes])
     policy = TeaCache(probe="latent", threshold=0.3)
@@ -235,32 +235,55 @@ def test_calibration_pairs_the_changes_of_signal_and_output_and_fits_the_polynom
     assert fit.values["range"] == pytest.approx([0.1, 0.6], rel=1e-4)
     assert fit.numbers["R^2"] == pytest.approx(1.0, abs=1e-5)
     assert fit.numbers["residual standard deviation"] < 1e-5
-    assert fit.numbers["points"] == 6
-    # P is 0.0741, 0.1036, 0.1361, 0.1716, 0.2125, 0.2636: the sums 0.0741, 0.1777, 0.3138 (computed), 0.1716, 0.3841
-    # (computed), and the last: with the first step 4 of 7.
-    assert fit.numbers["share of recomputed steps at threshold 0.3"] == pytest.approx(4 / 7)
-    assert [(len(c.x), c.is_line) for c in fit.curves] == [(6, False), (100, True)]
+    assert fit.numbers["points"] == 10
+    # P is 0.0741, 0.0884, 0.1036, 0.1195, 0.1361, 0.1534, 0.1716, 0.1911, 0.2125, 0.2636: the sums 0.0741, 0.1625, 0.2661,
+    # 0.3856 (computed), 0.1361, 0.2895, 0.4611 (computed), 0.1911, 0.4036 (computed), and the last: with the first 5 of 11.
+    assert fit.numbers["share of recomputed steps at threshold 0.3"] == pytest.approx(5 / 11)
+    assert [(len(c.x), c.is_line) for c in fit.curves] == [(10, False), (100, True)]
 
 
 def test_a_cloud_is_fitted_by_least_squares():
-    changes = [0.1, 0.2, 0.3, 0.4, 0.5]
+    changes = [0.05 * i for i in range(1, 11)]
     videos = [(grow(changes), grow([1.1 * c for c in changes])), (grow(changes), grow([0.9 * c for c in changes]))]
     fit, _ = calibrate(TeaCache(probe="latent"), videos)
     fitted = [polynomial(fit.values["coefficients"], c) for c in changes]
     assert fitted == pytest.approx(changes, abs=1e-4)
-    # Residuals are a tenth of x: the mean square of 0.01 .. 0.05 is 0.0011; the total is that plus a variance of 0.02.
-    assert fit.numbers["residual standard deviation"] == pytest.approx(math.sqrt(0.0011), rel=1e-3)
-    assert fit.numbers["R^2"] == pytest.approx(1 - 0.0011 / 0.0211, rel=1e-3)
-    # No threshold is known. With 0.4 two steps are reused, one after 0.3 + 0.3 was too much, and the last is computed.
-    assert fit.proposed["threshold"] == pytest.approx(0.4, abs=0.011)
-    assert fit.numbers[f"share of recomputed steps at threshold {fit.proposed['threshold']:g}"] == 3 / 6
+    # Residuals are a tenth of x, and the mean of x^2 is 0.05^2 * 38.5 = 0.09625; the variance of x is 0.05^2 * 8.25.
+    assert fit.numbers["residual standard deviation"] == pytest.approx(math.sqrt(0.0009625), rel=1e-3)
+    assert fit.numbers["R^2"] == pytest.approx(1 - 0.0009625 / (0.0009625 + 0.020625), rel=1e-3)
+    # No threshold is known. Above 0.45 the sums 0.05 0.15 0.30, 0.25, 0.35 and 0.45 are let pass; after them, and at the
+    # last step, it is computed: steps 0, 4, 6, 8 and 10 of eleven.
+    assert fit.proposed["threshold"] == pytest.approx(0.45, abs=0.011)
+    assert fit.numbers[f"share of recomputed steps at threshold {fit.proposed['threshold']:g}"] == 5 / 11
 
 
-def test_too_few_different_changes_and_values_that_are_not_finite_are_refused():
-    with pytest.raises(ValueError, match="4 different changes of the signal do not determine"):
-        calibrate(TeaCache(probe="latent"), [(grow([0.1, 0.2, 0.3, 0.4]), grow([0.1] * 4))] * 2)
-    with pytest.raises(ValueError, match="not finite"):
-        calibrate(TeaCache(probe="latent"), [(grow([0.1] * 6), [1.0, 1.0, math.nan, 1.0, 1.0, 1.0, 1.0])])
+def fit_of(signal, output):
+    records = {"full": [{"signal": {"joint": signal}, "output": {"joint": output}}]}
+    return TeaCache(probe="latent").calibration().fit(records, Run(len(signal) + 1, range(len(signal) + 1), []))
+
+
+@pytest.mark.parametrize(
+    ("signal", "output", "message"),
+    [
+        ([0.1 * i for i in range(9)], [0.1 * i for i in range(9)], "9 different amounts in 9 points.*at least 10"),
+        ([0.1, 0.2, 0.3] * 5, [0.1, 0.2, 0.3] * 5, "3 different amounts in 15 points"),
+        ([0.1] * 12, [0.1 * i for i in range(12)], "1 different amounts in 12 points"),
+        ([0.1 * i for i in range(10)], [0.25] * 10, "the prediction changed by 0.25 at every step"),
+        ([0.1 * i for i in range(10)], [math.nan, math.inf, *[0.1] * 8], "2 of 10 changes of the prediction are not"),
+        ([0.1 * i for i in range(9)] + [math.nan], [0.1] * 10, "1 of 10 changes of the signal are not"),
+        ([0.1 + 1e-9 * i for i in range(10)], [0.1 * i for i in range(10)], "too close together for a polynomial"),
+        ([0.1] * 10, [0.1] * 9, "do not pair"),
+    ],
+    ids=["as few as coefficients", "few values", "still signal", "still output", "nan", "nan signal", "close", "pairs"],
+)
+def test_records_that_determine_no_polynomial_are_refused_in_words(signal, output, message):
+    with pytest.raises(ValueError, match=f"teacache: .*{message}"):
+        fit_of(signal, output)
+
+
+def test_twice_as_many_points_as_coefficients_are_enough():
+    signal = [0.1 * i for i in range(10)]
+    assert fit_of(signal, [2 * x for x in signal]).numbers["R^2"] == pytest.approx(1.0)
 
 
 def test_the_expected_number_of_recomputed_steps_is_the_policys_own():
@@ -320,6 +343,12 @@ def test_a_threshold_is_proposed_with_which_half_the_steps_are_computed():
 
 
 def test_a_calibration_of_too_few_steps_is_refused_beforehand():
-    with pytest.raises(ValueError, match="1 clip of 5 steps give 4 points, and the polynomial has 5 coefficients"):
-        TeaCache().calibration().check(Run(5, list(range(5)), []), 1)
-    TeaCache().calibration().check(Run(5, list(range(5)), []), 2)
+    check = TeaCache().calibration().check
+    with pytest.raises(ValueError, match="1 clip of 1 step gives 0 points"):
+        check(Run(1, [0.0], []), 1)
+    with pytest.raises(
+        ValueError, match="3 clips of 4 steps give 9 points, and the polynomial has 5 coefficients; .* 10"
+    ):
+        check(Run(4, range(4), []), 3)
+    check(Run(6, range(6), []), 2)
+    check(Run(6, range(6), [], branch="cond"), 1)  # a point of each branch
