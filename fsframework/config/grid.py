@@ -15,6 +15,7 @@
       - name: static
         policy: static
         grid: {policy.interval: [2, 3]}
+    published: numbers.yaml         # published numbers to set beside the table, see `fsframework.config.published`
 
 The cells are the product of the three. A value takes the place of what the base says at its key.
 """
@@ -41,9 +42,10 @@ from fsframework.config.load import (
     read_yaml,
     with_absolute_artifacts,
 )
+from fsframework.config.published import Table, published_tables
 from fsframework.config.schema import ARTIFACT, SHORTHANDS, RunConfig
 
-_KEYS = ("name", "base", "grid", "zip", "cells", "executor")
+_KEYS = ("name", "base", "grid", "zip", "cells", "executor", "published")
 _CELL_KEYS = ("name", "grid", "zip", "resources")
 _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 _NAME = re.compile(r"[\w][\w.+-]*")
@@ -106,6 +108,8 @@ class Ablation:
     executor: Executor
     content: dict[str, Any] = field(repr=False)
     """The file with the base written out and the overrides under `overrides`."""
+    published: dict[str, Table] = field(default_factory=dict, repr=False)
+    """Published numbers to set beside the cells', by the name of their table."""
 
 
 def load_ablation(path: str | Path, overrides: Sequence[str] = ()) -> Ablation:
@@ -127,6 +131,7 @@ def load_ablation(path: str | Path, overrides: Sequence[str] = ()) -> Ablation:
             raise ValueError(f"{where}: unknown key {key!r}.{hint} {nearest_key(key, _KEYS)}")
     base, folder, base_where = _base(content, file)
     executor = _executor(content.get("executor"), where)
+    published = published_tables(content.get("published"), file.resolve().parent, file.stem, where)
     sources = parse_overrides(overrides)
     name = str(content.get("name") or (file.stem if file.stem != "ablation" else file.resolve().parent.name))
     for given, _ in sources:
@@ -159,7 +164,7 @@ def load_ablation(path: str | Path, overrides: Sequence[str] = ()) -> Ablation:
     if len({cell.config.launch.num_processes for cell in cells}) > 1:
         raise ValueError(f"{where}: launch.num_processes can not vary within an ablation; it changes no result")
     written = {**content, "name": name, "base": base, **({"overrides": list(overrides)} if overrides else {})}
-    return Ablation(name, cells, keys, executor, written)
+    return Ablation(name, cells, keys, executor, written, published)
 
 
 def several_problems(where: str, problems: Sequence[tuple[str, str]], num_cells: int) -> str:

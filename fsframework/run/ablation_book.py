@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fsframework.config.grid import Ablation, Cell
+from fsframework.config.published import Published
 from fsframework.run import artifacts
 from fsframework.run.artifacts import Busy, RunDirectory, only_one
 
@@ -206,9 +207,13 @@ class Book:
         }
         artifacts.write_text(self.folder / "status.json", artifacts.to_json(status, indent=2) + "\n")
         content = {"name": self.ablation.name, "keys": self.ablation.keys, "cells": rows}
+        if self.ablation.published:
+            content["published"] = self.ablation.published
         artifacts.write_text(self.folder / "ablation.json", artifacts.to_json(content, indent=2) + "\n")
         artifacts.write_text(self.folder / "ablation.csv", table.csv_text(rows, self.ablation.keys))
-        artifacts.write_text(self.folder / "ablation.md", table.markdown(self.ablation.name, rows, self.ablation.keys))
+        published = [Published.of(name, content) for name, content in self.ablation.published.items()]
+        text = table.markdown(self.ablation.name, rows, self.ablation.keys, published)
+        artifacts.write_text(self.folder / "ablation.md", text)
 
     def write_report(self, is_new: bool) -> Path | None:
         """The comparison page of all finished cells; None if there is none. Kept if nothing `is_new`."""
@@ -218,8 +223,8 @@ class Book:
         if not folders:
             return None
         out = self.folder / "report.html"
-        if is_new or not out.is_file():
-            write_report(list(folders), out, self.ablation.name)
+        if is_new or self.ablation.published or not out.is_file():  # published numbers may have been mended since
+            write_report([*folders, self.folder], out, self.ablation.name)
         return out
 
     def _metrics_of(self, planned: PlannedCell) -> dict[str, Any]:

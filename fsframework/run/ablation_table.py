@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fsframework.config.grid import plain, to_json
+from fsframework.config.published import Published
 
 Row = Mapping[str, Any]
 _PARTS = ("mean", "low", "high", "n")
@@ -36,8 +37,8 @@ def csv_text(rows: Sequence[Row], keys: Sequence[str]) -> str:
     return out.getvalue()
 
 
-def markdown(name: str, rows: Sequence[Row], keys: Sequence[str]) -> str:
-    """A page with the table: mean and 95 % interval over videos, n where it is not that of all."""
+def markdown(name: str, rows: Sequence[Row], keys: Sequence[str], published: Sequence[Published] = ()) -> str:
+    """A page with the table: mean and 95 % interval over videos, n where it is not that of all; below it published ones."""
     quality = [n for n in dict.fromkeys(n for row in rows for n in row["metrics"]) if not any(c in n for c in _COSTS)]
     first = next((row for row in rows if row["metrics"]), None)
     units = {} if first is None else {n: str(m.get("unit", "")) for row in rows for n, m in row["metrics"].items()}
@@ -56,10 +57,23 @@ def markdown(name: str, rows: Sequence[Row], keys: Sequence[str]) -> str:
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     text = f"# {name}\n\nMean [95 % interval over videos] of every cell; n videos unless another n is given.\n\n"
     text += "\n".join(lines) + "\n"
+    text += "".join(map(_published, published))
     failed = [row for row in rows if row["error"]]
     if failed:
         text += "\n## Failed\n\n" + "".join(f"- {row['cell']}: {row['error']} ({row['log']})\n" for row in failed)
     return text
+
+
+def _published(table: Published) -> str:
+    """A published table as it was given, with its source."""
+    keys = list(dict.fromkeys(key for row in table.rows for key in row.values))
+    titles = [f"{key} {table.units.get(key, '')}".strip() for key in keys]
+    lines = ["| " + " | ".join(["setting", "model", *titles]) + " |", "|" + " --- |" * (len(keys) + 2)]
+    for row in table.rows:
+        values = [f"{row.values[key]:g}" if key in row.values else "-" for key in keys]
+        lines.append("| " + " | ".join([row.setting, row.model or "not said", *values]) + " |")
+    words = " ".join(table.words())
+    return f"\n## Published, by others on other hardware: {table.name}\n\n{words}\n\n" + "\n".join(lines) + "\n"
 
 
 def _number(entry: Mapping[str, Any] | None, part: str) -> str:

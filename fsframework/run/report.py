@@ -14,8 +14,12 @@ from typing import Any
 from fsframework.data.video import atomic_path
 from fsframework.run import report_page as page
 from fsframework.run.report_curves import LEFT, RIGHT, WIDTH
-from fsframework.run.report_data import RunData, load_run
+from fsframework.run.report_data import RunData
 from fsframework.run.report_headline import head
+from fsframework.run.report_load import Loaded, load_runs
+from fsframework.run.report_memory import memory_section
+from fsframework.run.report_published import published_section
+from fsframework.run.report_reproduce import reproduce_section
 from fsframework.run.report_runs import run_payload
 from fsframework.run.report_svg import NUM_COLOURS
 from fsframework.run.report_table import csv_lines, latex_lines
@@ -23,9 +27,11 @@ from fsframework.run.report_videos import Embedded, embed
 
 SECTIONS = {
     "summary": "Summary",
+    "published": "Published",
     "pareto": "Quality against compute",
     "videos": "Videos",
     "reuse": "Where it reuses",
+    "memory": "Memory",
     "prompts": "Worst and best",
     "reproduce": "Reproduce",
 }
@@ -40,7 +46,8 @@ def write_report(run_dirs: Sequence[Path], out: Path, title: str = "Feature reus
     The file is complete or absent.
 
     Args:
-        run_dirs: the runs, in the order of the rows.
+        run_dirs: the runs, in the order of the rows. The folder of a grid, `<runs_dir>/_ablations/<name>`, stands for its
+            finished cells and brings the published numbers that the grid names.
         out: where to write; its folder is made.
         title: the page's title.
 
@@ -49,8 +56,7 @@ def write_report(run_dirs: Sequence[Path], out: Path, title: str = "Feature reus
     """
     if not run_dirs:
         raise ValueError("a report needs at least one run directory, the folders that `fsf run` printed")
-    runs = [load_run(Path(folder), _letters(i)) for i, folder in enumerate(run_dirs)]
-    html = build_page(runs, title)
+    html = build_page(load_runs([Path(folder) for folder in run_dirs]), title)
     try:
         with atomic_path(out) as temporary:
             temporary.write_text(html, encoding="utf-8")
@@ -59,8 +65,9 @@ def write_report(run_dirs: Sequence[Path], out: Path, title: str = "Feature reus
     return out
 
 
-def build_page(runs: Sequence[RunData], title: str) -> str:
+def build_page(loaded: Loaded, title: str) -> str:
     """The whole page. A content security policy allows its own script alone, and nothing from any network."""
+    runs = loaded.runs
     script, style = _template("report.js"), _template("report.css")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
@@ -68,16 +75,19 @@ def build_page(runs: Sequence[RunData], title: str) -> str:
         "media-src data:; base-uri 'none'; form-action 'none'"
     )
     videos = embed(runs)
-    links = "".join(f'<a href="#{key}">{name}</a>' for key, name in SECTIONS.items())
+    sections = {key: name for key, name in SECTIONS.items() if key != "published" or loaded.published}
+    links = "".join(f'<a href="#{key}">{name}</a>' for key, name in sections.items())
     body = [
         head(runs, title),
         f"<nav><div>{links}</div></nav><main>",
-        page.summary(runs),
+        page.summary(runs, loaded.notes),
+        published_section(loaded.published, runs),
         page.pareto_section(runs),
         page.video_section(runs, videos),
         page.reuse_section(runs),
+        memory_section(runs),
         page.ranking_section(runs, videos),
-        page.reproduce_section(runs),
+        reproduce_section(runs),
         "<footer>Made by fsframework from the run directories named above.</footer></main>",
         '<div id="tip" role="tooltip" hidden></div>',
         f'<script type="application/json" id="report-data">{_json(_payload(runs, videos))}</script>',
@@ -101,6 +111,7 @@ def _payload(runs: Sequence[RunData], videos: Embedded) -> dict[str, Any]:
         "latex": {"head": head, "rows": rows, "tail": tail},
         "panel": {"width": WIDTH, "left": LEFT, "right": RIGHT},
         "runs": [run_payload(run) for run in runs],
+        "words": [f"{run.mark} {run.cell} {run.label} {run.model}".lower() for run in runs],
         "videos": {"files": videos.files, "clips": videos.clips, "fps": videos.fps, "frames": videos.num_frames},
     }
 
@@ -113,13 +124,3 @@ def _json(value: Any) -> str:
 
 def _template(name: str) -> str:
     return (resources.files("fsframework.run") / "templates" / name).read_text(encoding="utf-8")
-
-
-def _letters(number: int) -> str:
-    """A .. Z, AA, AB, ..."""
-    letters = ""
-    number += 1
-    while number:
-        number, rest = divmod(number - 1, 26)
-        letters = chr(ord("A") + rest) + letters
-    return letters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,12 @@ class RunData:
     remarks: list[str] = field(default_factory=list)
     """What the run says about its own numbers, from metrics.json."""
     notes: list[str] = field(default_factory=list)
+    cell: str = ""
+    """Its label in a grid; empty for a run by itself."""
+    group: str | None = None
+    """The name of its `cells` entry in a grid."""
+    says_model: bool = False
+    """Whether its name must say the model, because the report holds several."""
 
     @property
     def clock(self) -> str:
@@ -74,10 +80,23 @@ class RunData:
         return {k: v for k, v in given.items() if k not in defaults or defaults[k] != v}
 
     @property
+    def title(self) -> str:
+        """What it is called in a few words: its name in the grid, else the policy."""
+        return self.group or self.policy
+
+    @property
+    def names_policy(self) -> bool:
+        """Whether the title holds the policy's name."""
+        return self.policy in self.title.split()
+
+    @property
     def label(self) -> str:
-        """The policy with its non-default options: `foresight(gamma=2, storage=residual)`."""
+        """The policy with its non-default options, its name in the grid and the model where those say more:
+        `foresight(gamma=2, storage=residual)`, `foresight N1R2(gamma=2) on tiny-latte`, `ours: foresight(gamma=2)`."""
         options = ", ".join(f"{k}={plain(v)}" for k, v in self.options.items())
-        return f"{self.policy}({options})" if options else self.policy
+        name = self.title if self.names_policy else f"{self.title}: {self.policy}"
+        label = f"{name}({options})" if options else name
+        return f"{label} on {self.model}" if self.says_model else label
 
     def mean(self, key: str) -> float:
         """The mean of a metric, NaN if it was not measured."""
@@ -160,32 +179,6 @@ def _summary(run: RunData, rows: Sequence[Json]) -> Json:
         return {}
     run.notes.append(f"The run was interrupted: its numbers are computed here from the {len(rows)} videos it finished.")
     return found
-
-
-def config_differences(runs: Sequence[RunData], ignore: Sequence[str]) -> dict[str, list[str]]:
-    """`differences` of the configs, without the options that every run which knows them has at their default."""
-    chosen = {f"policy.{key}" for run in runs for key in flatten(run.options)} | {"policy.name", "policy"}
-    table = differences([run.config for run in runs], ignore)
-    return {key: values for key, values in table.items() if not key.startswith("policy.") or key in chosen}
-
-
-def differences(trees: Sequence[Json], ignore: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Dotted keys whose values are not the same in all trees, each with the value per tree (`not set` where absent)."""
-    flat = [flatten(tree) for tree in trees]
-    keys = dict.fromkeys(key for tree in flat for key in tree)
-    table = {key: [tree.get(key, "not set") for tree in flat] for key in keys if key.split(".")[0] not in ignore}
-    return {key: values for key, values in table.items() if len(set(values)) > 1}
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """A tree as dotted keys with values in plain text."""
-    out: dict[str, str] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            out |= flatten(value, f"{prefix}{key}.")
-        else:
-            out[f"{prefix}{key}"] = plain(value)
-    return out
 
 
 def _policy_defaults(name: str) -> Json:

@@ -10,6 +10,8 @@ from fsframework.run.report_data import Clip, RunData
 from fsframework.run.report_table import Column, column, number, spread, unit_of
 
 UNKNOWN = "not recorded"
+MAX_MODELS = 3
+"""Of more models the headline gives no results."""
 
 
 def facts(runs: Sequence[RunData]) -> dict[str, str]:
@@ -38,39 +40,52 @@ def facts(runs: Sequence[RunData]) -> dict[str, str]:
 
 
 def headline(runs: Sequence[RunData]) -> str:
-    """One sentence with the numbers that matter and the conditions they hold under (HTML)."""
+    """One sentence, or one per model, with the numbers that matter and the conditions they hold under (HTML)."""
     known = facts(runs)
     inside = [f"{known['Steps']} steps", known["Videos"], known["Device"], known["Precision"]]
     conditions = f"On {known['Model']} ({', '.join(value for value in inside if UNKNOWN not in value)})"
-    speed, psnr = column("speedup"), column("psnr")
     methods = [r for r in runs if not math.isnan(r.mean("speedup")) and not math.isinf(r.mean("psnr"))]
     if not methods:
         return f"{escape(conditions)}: {len(runs)} run{'s' * (len(runs) > 1)}, none with a speedup and a difference to show."
+    models = list(dict.fromkeys(run.model for run in methods))
+    if len(models) == 1:
+        return f"{escape(conditions)}, {_result(methods, True)}."
+    if len(models) > MAX_MODELS:
+        return f"{escape(conditions)}: {len(runs)} runs; see the table, a model at a time."
+    results = [f"on {escape(model)}, {_result([r for r in methods if r.model == model], False)}" for model in models]
+    return f"{escape(conditions)}: {'. '.join(result[0].upper() + result[1:] for result in results)}."
 
-    def shown(run: RunData, c: Column, words: str) -> str:
-        if c.key not in run.measures:
-            return f"{words} that was not measured"
-        measure = run.measures[c.key]
-        mean = f"{number(measure.interval.mean, c.style)} {unit_of(c, measure)}".strip()
-        interval = spread(measure, c.style)
-        return f'{words} of <strong>{escape(mean)}</strong> <span class="keep">({escape(interval)})</span>'
 
+def _result(methods: Sequence[RunData], is_whole: bool) -> str:
+    """The fastest and the closest run of one model, as a clause; in a few words unless it is the whole result."""
     fastest = max(methods, key=lambda run: run.mean("speedup"))
     measured = [run for run in methods if not math.isnan(run.mean("psnr"))]
     closest = max(measured, key=lambda run: run.mean("psnr")) if measured else fastest
+    clock = f"{fastest.clock} time"
     saved = fastest.mean("flops_saved")
     flops = "" if math.isnan(saved) else f", saving {100 * saved:.0f} % of the FLOPs"
-    clock = f"{fastest.clock} time"
+    speed, psnr = column("speedup"), column("psnr")
+    # The sentence names the model already.
+    first, second = (f"<b>{escape(r.label if is_whole else r.title)}</b>" for r in (fastest, closest))
     if fastest is closest:
         return (
-            f"{escape(conditions)}, <b>{escape(fastest.label)}</b> reaches a {shown(fastest, speed, 'speedup')} in {clock}"
-            f"{flops}, at a {shown(fastest, psnr, 'PSNR')} against the reference."
+            f"{first} reaches a {_shown(fastest, speed, 'speedup')} in {clock}{flops}, at a "
+            f"{_shown(fastest, psnr, 'PSNR')} against the reference"
         )
     return (
-        f"{escape(conditions)}, <b>{escape(fastest.label)}</b> is fastest, with a {shown(fastest, speed, 'speedup')} in "
-        f"{clock} at a {shown(fastest, psnr, 'PSNR')}; <b>{escape(closest.label)}</b> stays closest to the reference, "
-        f"with a {shown(closest, psnr, 'PSNR')} at a {shown(closest, speed, 'speedup')}."
+        f"{first} is fastest, with a {_shown(fastest, speed, 'speedup')} in {clock} at a {_shown(fastest, psnr, 'PSNR')}; "
+        f"{second} stays closest to the reference, with a {_shown(closest, psnr, 'PSNR')} at a "
+        f"{_shown(closest, speed, 'speedup')}"
     )
+
+
+def _shown(run: RunData, c: Column, words: str) -> str:
+    if c.key not in run.measures:
+        return f"{words} that was not measured"
+    measure = run.measures[c.key]
+    mean = f"{number(measure.interval.mean, c.style)} {unit_of(c, measure)}".strip()
+    interval = spread(measure, c.style)
+    return f'{words} of <strong>{escape(mean)}</strong> <span class="keep">({escape(interval)})</span>'
 
 
 def head(runs: Sequence[RunData], title: str) -> str:

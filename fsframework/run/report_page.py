@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Sequence
 from html import escape
 
-from fsframework.run.report_data import Clip, RunData, config_differences, differences, flatten
+from fsframework.run.report_data import Clip, RunData
 from fsframework.run.report_pareto import Point, pareto
 from fsframework.run.report_runs import run_card, run_name, sign
 from fsframework.run.report_table import (
-    COSTS,
     Column,
     arrow,
     cell,
     column,
     columns_of,
+    quality_columns,
     title_of,
     unit_of,
     with_spread,
@@ -25,25 +24,23 @@ from fsframework.run.report_videos import Embedded, by_psnr, caption
 
 NUM_RANKED = 3
 """Worst and best videos listed per run, each."""
-NOT_CONFIG = ("name", "output", "tracking")
-"""Config sections that do not change what is measured."""
-NOT_ENVIRONMENT = ("command", "time", "resumed", "load_average")
 
 
-def warnings(runs: Sequence[RunData]) -> str:
-    """What is missing or makes rows hard to compare; nothing if all is well."""
-    notes = [f"<b>{run.mark} {escape(run.policy)}</b>: {escape(note)}" for run in runs for note in run.notes]
+def warnings(runs: Sequence[RunData], first: Sequence[str] = ()) -> str:
+    """What is missing or makes rows hard to compare, after `first`; nothing if all is well."""
+    notes = list(map(escape, first))
+    notes += [f"<b>{run.mark} {escape(run.title)}</b>: {escape(note)}" for run in runs for note in run.notes]
     samples = {frozenset((c.prompt, c.seed) for c in run.clips) for run in runs if run.clips}
     if len(samples) > 1:
         notes.insert(0, "The rows cover different videos, so their means are not directly comparable; n says how many.")
     if len({run.model for run in runs}) > 1:
-        notes.insert(0, "The rows are of different models.")
+        notes.insert(0, "The rows are of different models: compare those of one model.")
     notes = list(dict.fromkeys(notes))
     return f'<div class="notes"><ul>{"".join(f"<li>{note}</li>" for note in notes)}</ul></div>' if notes else ""
 
 
-def summary(runs: Sequence[RunData]) -> str:
-    """The sortable table, a run per row."""
+def summary(runs: Sequence[RunData], notes: Sequence[str] = ()) -> str:
+    """The table, a run per row, that can be sorted and filtered; `notes` stand above it."""
     shown = columns_of(runs)
     heads = [_header("Run"), _header("n", "videos")]
     for c in shown:
@@ -57,11 +54,11 @@ def summary(runs: Sequence[RunData]) -> str:
         badge = f"{n} of {most} videos" if n < most else ""
         cells = f'<td data-value="{n}">{n}</td>' + "".join(cell(run.measures.get(c.key), c, n) for c in shown)
         name = f'<th scope="row" data-value="{run.mark}" class="text">{run_name(run, i, badge)}</th>'
-        rows.append(f'<tr data-run="{i}">{name}{cells}</tr>')
+        rows.append(f'<tr data-row="{i}">{name}{cells}</tr>')
     return (
         '<section id="summary"><h2>Summary</h2><p class="lead">Mean over n videos, below it the 95 % interval. '
         "▲ higher is better, ▼ lower. Every speedup and every difference is against the reference: full compute with the "
-        f"same prompt and seed. Click a header to sort.</p>{warnings(runs)}"
+        f"same prompt and seed. Click a header to sort.</p>{warnings(runs, notes)}{_filter(runs)}"
         f'<div class="scroll"><table id="summary-table"><thead><tr>{"".join(heads)}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
         '<div class="tools"><button type="button" data-copy="csv">Copy as CSV</button>'
@@ -74,7 +71,7 @@ def pareto_section(runs: Sequence[RunData]) -> str:
     """Quality against compute; every choice of axes is drawn beforehand, one is shown."""
     keys = list(dict.fromkeys(key for run in runs for key in run.measures))
     xs = [column(k) for k in ("flops_speedup", "speedup", "wall_speedup", "reuse_fraction") if k in keys]
-    ys = [column(k) for k in sorted((k for k in keys if k not in COSTS), key=lambda k: (k != "psnr", k != "ssim", k))]
+    ys = [c for c in quality_columns(runs) if c.key in keys]
     if not xs or not ys:
         body = '<p class="missing">No run has both a cost and a quality measured.</p>'
         return f'<section id="pareto"><h2>Quality against compute</h2>{body}</section>'
@@ -99,10 +96,18 @@ def pareto_section(runs: Sequence[RunData]) -> str:
         + "</select></label>"
         for label, axis, options in (("Quality", "y", ys), ("against", "x", xs))
     )
-    legend = "".join(f"<li>{sign(i)}<span>{run.mark} {escape(run.label)}</span></li>" for i, run in enumerate(runs))
+    legend = "".join(
+        f'<li data-row="{i}">{sign(i)}<span>{run.mark} {escape(run.label)}</span></li>' for i, run in enumerate(runs)
+    )
+    several = len({run.model for run in runs}) > 1
+    line = (
+        "A line joins the runs of a model that no other run of it"
+        if several
+        else "The line joins the runs that no other run"
+    )
     return (
         '<section id="pareto"><h2>Quality against compute</h2><p class="lead">One marker per run, bars are 95 % intervals. '
-        "The line joins the runs that no other run beats in both; hover or tap for the config.</p>"
+        f"{line} beats in both; hover or tap for the config. Runs that the filter hides stay as shadows.</p>"
         f'<div class="card"><div class="tools">{choose}</div>{"".join(plots)}<ul class="legend">{legend}</ul></div></section>'
     )
 
@@ -167,7 +172,7 @@ def ranking_section(runs: Sequence[RunData], videos: Embedded) -> str:
             best = [clip for clip in ranked[::-1] if clip not in ranked[:count]][:count]
             tables = [("Furthest from the reference", ranked[:count]), ("Closest to the reference", best)]
             body = f'<div class="two">{"".join(_ranking(t, c, videos) for t, c in tables if c)}</div>'
-        cards.append(f'<div class="card">{run_name(run, i)}{body}</div>')
+        cards.append(f'<div class="card" data-row="{i}">{run_name(run, i)}{body}</div>')
     return (
         '<section id="prompts"><h2>Worst and best prompts</h2><p class="lead">By PSNR of the single video.</p>'
         + "".join(cards)
@@ -175,37 +180,14 @@ def ranking_section(runs: Sequence[RunData], videos: Embedded) -> str:
     )
 
 
-def reproduce_section(runs: Sequence[RunData]) -> str:
-    """What differs between the rows, each row's command and config, and what they were made with."""
-    parts = ['<section id="reproduce"><h2>Differences and how to reproduce</h2>']
-    if len(runs) > 1:
-        table = config_differences(runs, NOT_CONFIG)
-        table |= differences([run.environment for run in runs], NOT_ENVIRONMENT)
-        parts.append("<h4>What differs between the rows</h4>")
-        parts.append(_grid(runs, table) if table else '<p class="small">Nothing that is recorded.</p>')
-    parts.append("<h4>Command and config of each row</h4>")
-    for i, run in enumerate(runs):
-        command = run.environment.get("command")
-        made = shlex.join(map(str, command)) if isinstance(command, list) else str(command or "")
-        first = f"<pre>{escape(made)}</pre>" if made else '<p class="small missing">The command was not recorded.</p>'
-        again = shlex.join(["fsf", "run", str(run.folder / "config.yaml")])
-        config = (
-            f"<pre>{escape(run.config_text)}</pre>" if run.config_text else '<p class="missing">No config.yaml.</p>'
-        )
-        parts.append(
-            f'<div class="card plain">{run_name(run, i)}<p class="small">Made by</p>{first}'
-            f'<p class="small">From its resolved config</p><pre>{escape(again)}</pre>'
-            f"<details><summary>config.yaml</summary>{config}</details></div>"
-        )
-    common = [flatten({k: v for k, v in run.environment.items() if k not in NOT_ENVIRONMENT}) for run in runs]
-    shared = {k: v for k, v in common[0].items() if all(tree.get(k) == v for tree in common)} if common else {}
-    if shared:
-        rows = "".join(f'<tr><th scope="row">{escape(k)}</th><td>{escape(v)}</td></tr>' for k, v in shared.items())
-        parts.append(
-            '<div class="card plain"><details><summary>Environment, the same for all rows</summary>'
-            f'<table class="facts-table"><tbody>{rows}</tbody></table></details></div>'
-        )
-    return "".join([*parts, "</section>"])
+def _filter(runs: Sequence[RunData]) -> str:
+    """The field that leaves only some rows, here and in the sections below; nothing for a single run."""
+    if len(runs) < 2:
+        return ""
+    return (
+        '<div class="tools"><label class="grow">Filter <input type="search" id="filter" autocomplete="off" spellcheck="false" '
+        'placeholder="words of policy, option or model"></label><output id="filter-count" aria-live="polite"></output></div>'
+    )
 
 
 def _header(label: str, unit: str = "", about: str = "") -> str:
@@ -231,7 +213,7 @@ def _points(runs: Sequence[RunData], x: Column, y: Column) -> list[Point]:
         lines = [f"{run.mark} {run.label}"]
         lines += [f"{title_of(c, runs)}: {with_spread(run.measures[c.key], c)}" for c in (x, y)]
         lines.append(f"n = {run.measures[y.key].interval.n}")
-        points.append(Point(i, run.mark, "\n".join(lines), values[0], values[1]))
+        points.append(Point(i, run.mark, "\n".join(lines), values[0], values[1], run.model))
     return points
 
 
@@ -251,7 +233,7 @@ def _all_metrics(runs: Sequence[RunData]) -> str:
     keys = list(dict.fromkeys(k for run in runs for k in run.measures))
     if not keys:
         return ""
-    heads = "".join(f'<th scope="col">{run.mark} {escape(run.policy)}</th>' for run in runs)
+    heads = "".join(f'<th scope="col" data-row="{i}">{run.mark} {escape(run.title)}</th>' for i, run in enumerate(runs))
     rows = []
     for key in keys:
         measure = next(run.measures[key] for run in runs if key in run.measures)
@@ -259,23 +241,11 @@ def _all_metrics(runs: Sequence[RunData]) -> str:
         unit = unit_of(c, measure)
         label = f"{title_of(c, runs)}\u00a0{arrow(c, measure)}".strip()
         below = f'<span class="unit">{escape(unit)}</span>' if unit else ""
-        cells = "".join(cell(run.measures.get(key), c, 0) for run in runs)
+        cells = "".join(cell(run.measures.get(key), c, 0, i) for i, run in enumerate(runs))
         rows.append(f'<tr><th scope="row">{escape(label)}{below}</th>{cells}</tr>')
     return (
         '<details class="plain"><summary>Everything that was measured</summary><div class="scroll"><table><thead><tr>'
         f'<th scope="col">Measure</th>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div></details>'
-    )
-
-
-def _grid(runs: Sequence[RunData], table: dict[str, list[str]]) -> str:
-    heads = "".join(f'<th scope="col" class="text">{run.mark} {escape(run.policy)}</th>' for run in runs)
-    rows = "".join(
-        f'<tr><th scope="row">{escape(key)}</th>{"".join(f"<td>{escape(value)}</td>" for value in values)}</tr>'
-        for key, values in table.items()
-    )
-    return (
-        '<div class="scroll"><table class="facts-table"><thead><tr><th scope="col">Key</th>'
-        f"{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
 

@@ -26,6 +26,8 @@ class Point:
     """mean, low, high."""
     y: tuple[float, float, float]
     """mean, low, high; the mean may be infinite (identical to the reference)."""
+    model: str = ""
+    """Runs of different models do not compete: each has a front of its own."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ def pareto(
 ) -> str:
     """An SVG of CSS class `kind`; to the right is cheaper, `higher` says whether up is better.
 
-    A thin line joins the runs that no other run beats in both. Infinite quality (identical to the reference) has a line
-    of its own at the top.
+    A thin line joins the runs of a model that no other run of it beats in both. Infinite quality (identical to the
+    reference) has a line of its own at the top.
     """
     points = [p for p in points if math.isfinite(p.x[0]) and not math.isnan(p.y[0])]
     if not points:
@@ -75,9 +77,12 @@ def pareto(
     frame = _Frame(width, height, x_low, x_high, y_low, y_high, top=48 if identical else 14)
     out = _axes(frame, x_title, y_title, bool(finite), identical)
 
-    front = sorted((p for p in finite if not any(_beats(q, p, higher) for q in points)), key=lambda p: p.x[0])
-    if len(front) > 1:
-        out.append(path("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in map(frame.at, front)), "front"))
+    for model in dict.fromkeys(p.model for p in points):
+        own = [p for p in points if p.model == model]
+        rivals = [p for p in own if math.isfinite(p.y[0])]
+        front = sorted((p for p in rivals if not any(_beats(q, p, higher) for q in own)), key=lambda p: p.x[0])
+        if len(front) > 1:
+            out.append(path("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in map(frame.at, front)), "front"))
     taken: list[Box] = [(x - 7, y - 7, x + 7, y + 7) for x, y in map(frame.at, points)]
     for p in points:
         x, y = frame.at(p)
@@ -89,7 +94,7 @@ def pareto(
         label_x, label_y, anchor = _place_label(x, y, 9.0 * len(p.mark), taken, width - frame.right)
         tip = escape(p.tip)
         out += [
-            f'<g class="point" tabindex="0" data-tip="{tip}" aria-label="{tip}">',
+            f'<g class="point" tabindex="0" data-row="{p.run}" data-tip="{tip}" aria-label="{tip}">',
             f'<circle class="target" cx="{x:.1f}" cy="{y:.1f}" r="16"/>',
             path(bars, f"whisker run-{p.run % NUM_COLOURS}"),
             marker(p.run, x, y),

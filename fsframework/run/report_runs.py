@@ -24,14 +24,15 @@ def sign(run: int) -> str:
 
 
 def run_name(run: RunData, number: int, badge: str = "") -> str:
-    """Marker, letter and policy, the non-default options below."""
-    options = " ".join(
-        f"<span>{escape(f'{key}={plain(value)}').replace('_', '_<wbr>').replace('=', '=<wbr>')}</span>"
-        for key, value in run.options.items()
-    )
+    """Marker, letter and name, below them the policy if the name is another, its non-default options, and the model where
+    the report has several."""
+    words = [] if run.names_policy else [run.policy]
+    words += [f"{key}={plain(value)}" for key, value in run.options.items()]
+    words += [f"on {run.model}"] if run.says_model else []
+    options = " ".join(f"<span>{escape(word).replace('_', '_<wbr>').replace('=', '=<wbr>')}</span>" for word in words)
     below = f'<span class="options">{options}</span>' if options else ""
     warning = f'<span class="badge">{escape(badge)}</span>' if badge else ""
-    return f'<span class="run-name">{sign(number)}<b>{run.mark}&nbsp;{escape(run.policy)}</b>{below}{warning}</span>'
+    return f'<span class="run-name">{sign(number)}<b>{run.mark}&nbsp;{escape(run.title)}</b>{below}{warning}</span>'
 
 
 def run_card(run: RunData, number: int, is_open: bool) -> str:
@@ -41,7 +42,7 @@ def run_card(run: RunData, number: int, is_open: bool) -> str:
     else:
         body = _heatmap(run.trace, number) + _curves(run.trace, number)
     summary = f"<summary>{run_name(run, number)}</summary>"
-    return f'<details class="card run" {"open" if is_open else ""}>{summary}{body}</details>'
+    return f'<details class="card run" data-row="{number}"{" open" if is_open else ""}>{summary}{body}</details>'
 
 
 def run_payload(run: RunData) -> dict[str, Any] | None:
@@ -89,6 +90,7 @@ def _heatmap(grid: TraceGrid, number: int) -> str:
         return f'<p class="small">Nothing was reused: all {num_sites} sites ran at all {grid.num_steps} steps.</p>'
     row = min(ROW_PIXELS[1], max(ROW_PIXELS[0], MAX_HEIGHT // num_sites))
     every = math.ceil(12 / row)
+    widest = max(map(len, grid.labels))
     labels = "".join(
         f'<span style="top:{100 * (i + 0.5) / num_sites:.2f}%">{escape(label)}</span>'
         for i, label in enumerate(grid.labels)
@@ -108,7 +110,7 @@ def _heatmap(grid: TraceGrid, number: int) -> str:
         f"<h4>Reuse by site and step</h4>"
         f'<div class="heat"><div class="strip-axis"><span style="top:0">100 %</span><span style="bottom:0">0</span></div>'
         f'<div class="strip" data-tip="share of sites reused in each step">{strip}</div>'
-        f'<div class="ylabels">{labels}</div>'
+        f'<div class="ylabels" style="width:min({widest}ch,30vw)">{labels}</div>'
         f'<img data-heat="{number}" src="{heatmap_png(grid)}" alt="{alt}" style="height:{row * num_sites}px">'
         f'<div class="xlabels">{steps}</div><div class="xtitle">denoising step</div></div>{_heat_legend(grid)}'
     )

@@ -95,7 +95,7 @@ def _player_entry(out: Embedded, runs: Sequence[RunData], key: Key, clips: dict[
         position = out._paths.get(clip.video) if clip.video else None
         if position is not None:
             reference = out._paths.get(clip.reference) if clip.reference else None
-            title = f"{runs[run].mark} {runs[run].policy}"
+            title = f"{runs[run].mark} {runs[run].title}"
             cells.append({"run": run, "title": title, "text": caption(clip), "file": position, "reference": reference})
     return {"prompt": key[0], "seed": key[1], "cells": cells}
 

@@ -46,28 +46,49 @@ if (summary) {
     };
     all("tr", body).sort(compare).forEach((row) => body.append(row));
   }));
-  const order = () => all("tr", body).map((row) => Number(row.dataset.run));
+  const order = () => all("tr", body).filter((row) => !row.hidden).map((row) => Number(row.dataset.row));
   const texts = {
     csv: () => [data.csv[0], ...order().map((run) => data.csv[run + 1])].join("\n") + "\n",
     latex: () => data.latex.head + order().map((run) => data.latex.rows[run]).join("") + data.latex.tail,
   };
-  all("[data-copy]").forEach((button) => button.addEventListener("click", async () => {
-    const text = texts[button.dataset.copy]();
-    let done = true;
-    try {
-      await navigator.clipboard.writeText(text);
-    } catch {
-      const area = document.createElement("textarea"); // where the page may not use the clipboard directly
-      area.value = text;
-      document.body.append(area);
-      area.select();
-      done = document.execCommand("copy");
-      area.remove();
-    }
-    const label = button.textContent;
-    button.textContent = done ? "Copied" : "Copying was refused";
-    setTimeout(() => { button.textContent = label; }, 1500);
-  }));
+  all("[data-copy]").forEach((button) => button.addEventListener("click", () => copy(button, texts[button.dataset.copy]())));
+}
+async function copy(button, text) {
+  let done = true;
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const area = document.createElement("textarea"); // where the page may not use the clipboard directly
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    done = document.execCommand("copy");
+    area.remove();
+  }
+  button.dataset.label ??= button.textContent;
+  button.textContent = done ? "Copied" : "Copying was refused";
+  setTimeout(() => { button.textContent = button.dataset.label; }, 1500);
+}
+all("[data-copy-text]").forEach((button) => button.addEventListener("click", () => {
+  copy(button, one("pre", button.parentElement).textContent);
+}));
+
+// Filter: a run stays if every word occurs in its names; everything of the others is hidden, in all sections.
+const filter = one("#filter");
+let kept = data.words.map(() => true);
+function applyFilter() {
+  const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+  kept = data.words.map((text) => words.every((word) => text.includes(word)));
+  all("[data-row]").forEach((node) => {
+    const stays = kept[Number(node.dataset.row)];
+    if (node instanceof SVGElement) node.classList.toggle("shadow", !stays);
+    else node.hidden = !stays;
+  });
+  one("#filter-count").textContent = words.length ? `${kept.filter(Boolean).length} of ${kept.length} runs, in all sections` : "";
+}
+if (filter) {
+  filter.addEventListener("input", applyFilter);
+  if (filter.value) applyFilter(); // a browser may fill it in again after a reload
 }
 
 // Pareto plot: choose the axes.
@@ -155,6 +176,8 @@ function openClip(number) {
     if (cell.run < 0) byFile.set(cell.file, video);
     else {
       figure.className = `of-run run-${cell.run % data.colours}`;
+      figure.dataset.row = cell.run;
+      figure.hidden = !kept[cell.run];
       if (view.reference) {
         view.canvas = document.createElement("canvas");
         view.canvas.setAttribute("aria-label", `difference of ${cell.title} from the reference`);

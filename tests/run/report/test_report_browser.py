@@ -221,9 +221,78 @@ def test_table_sorts_by_any_column_both_ways(browser, report):
     assert browser.js(order) == ["full", "atic", "ight"]
 
 
+SHOWN = "[...document.querySelectorAll('#summary-table tbody tr')].filter((r) => !r.hidden).map((r) => r.dataset.row).join('')"
+
+
+def type_into_filter(browser, words):
+    browser.js(f"document.querySelector('#filter').value = {json.dumps(words)}")
+    browser.js("document.querySelector('#filter').dispatchEvent(new Event('input'))")
+
+
+def test_filter_leaves_the_rows_with_all_its_words_in_every_section_and_goes_with_sorting(browser, report):
+    browser.open(report)
+    type_into_filter(browser, "foresight")
+    assert browser.js(SHOWN) == "2"
+    assert browser.js("document.querySelector('#filter-count').textContent") == "1 of 3 runs, in all sections"
+    of_others = "[...document.querySelectorAll('[data-row]:not(tr)')].filter((n) => n.dataset.row !== '2')"
+    assert browser.js(f"{of_others}.length") > 20
+    assert browser.js(
+        f"{of_others}.every((n) => n.classList.contains('shadow') || getComputedStyle(n).display === 'none')"
+    )
+    assert browser.js("document.querySelector('#reuse [data-row=\"2\"]').checkVisibility()")
+    type_into_filter(browser, "gamma=0.3 STATIC")  # no run has both
+    assert browser.js(SHOWN) == ""
+    type_into_filter(browser, "stat")
+    assert browser.js(SHOWN) == "1"
+    type_into_filter(browser, "latte -nothing")
+    assert browser.js(SHOWN) == ""
+    type_into_filter(browser, "t")  # static, foresight, and tiny-latte of full
+    browser.js(
+        "[...document.querySelectorAll('#summary-table th button')].find((b) => b.textContent.startsWith('PSNR')).click()"
+    )
+    assert browser.js(SHOWN) == "120"
+    type_into_filter(browser, "")
+    assert browser.js(SHOWN) == "120"
+    assert browser.js("document.querySelector('#filter-count').textContent") == ""
+    assert browser.problems() == []
+
+
+def test_filter_hides_the_players_of_other_runs_and_what_is_left_plays(browser, report):
+    browser.open(report)
+    type_into_filter(browser, "foresight")
+    titles = "[...document.querySelectorAll('#stage figure:not([hidden]) b')].map((b) => b.textContent)"
+    assert browser.js(titles) == ["reference", "C foresight"]
+    browser.js("const c = document.querySelector('#clip'); c.value = '1'; c.dispatchEvent(new Event('change'))")
+    assert browser.js(titles) == ["reference", "C foresight"]
+    browser.wait(f"{PLAYERS}.every((v) => v.readyState >= 2 && !v.seeking)")
+    browser.click("#play")
+    browser.wait(f"{PLAYERS}[0].currentTime > 0.5 && {PLAYERS}[3].currentTime > 0.3")
+
+
+def test_copy_takes_only_the_rows_that_the_filter_leaves(browser, report):
+    browser.open(report)
+    type_into_filter(browser, "foresight")
+    assert [line.split(",")[1] for line in copied(browser, "csv").splitlines()] == ["policy", "foresight"]
+    latex = copied(browser, "latex")
+    assert latex.count("foresight") == 1
+    assert "static" not in latex
+    assert latex.rstrip().endswith("\\end{tabular}")
+
+
+def test_the_command_of_a_row_can_be_copied(browser, report, runs):
+    browser.open(report)
+    buttons = "[...document.querySelectorAll('#reproduce [data-row=\"1\"] [data-copy-text]')]"
+    assert browser.js(f"{buttons}.length") == 3  # the command that made it, the one for its config, the config
+    assert pasted(browser, f"{buttons}[1]").split() == ["fsf", "run", str(runs.static / "config.yaml")]
+
+
 def copied(browser, what):
     """What a copy button leaves in the clipboard, read back by pasting."""
-    button = f"document.querySelector('[data-copy={what}]')"
+    return pasted(browser, f"document.querySelector('[data-copy={what}]')")
+
+
+def pasted(browser, button):
+    """What clicking `button`, an expression, leaves in the clipboard."""
     browser.js(f"{button}.click()")
     browser.wait(f"{button}.textContent === 'Copied'")
     browser.js("{ const a = document.createElement('textarea'); a.id = 'pasted'; document.body.append(a); a.focus(); }")
