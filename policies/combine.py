@@ -66,6 +66,7 @@ class Combined(ReusePolicy[CombinedState]):
     paper = "our own"
     signal = "each policy's"
     deviations = "Not published; several papers combine two methods in this way."
+    divides = True
     policy_fields = ("policies",)
     example = {
         "policies": (

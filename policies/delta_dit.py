@@ -86,8 +86,12 @@ class DeltaDiT(ReusePolicy[DeltaState]):
         return [s % self.interval == 0 for s in range(run.num_steps)]
 
     def num_cached(self, run: Run) -> int:
-        """One residual (of a forecast, several) per span that is reused at some step."""
-        return sum(min(self._plan(span, run).count(RECOMPUTE), run.depth) for span in (_FRONT, _REAR))
+        """One residual (of a forecast, several) per span that is reused at some step; of spans that no full step captures
+        both, only one at a time."""
+        plans = [self._plan(span, run) for span in (_FRONT, _REAR)]
+        if run.depth == 1:
+            return max(step.count(RECOMPUTE) for step in zip(*plans))
+        return sum(min(plan.count(RECOMPUTE), run.depth) for plan in plans)
 
     def _plan(self, span: int, run: Run) -> list[Decision]:
         """What to do with a span at each step. Only full steps capture it, not those that reuse the other span."""

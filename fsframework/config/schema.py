@@ -94,9 +94,11 @@ class EngineConfig:
     timing: bool = False
     """Fill the trace's `seconds`: host time of every visit. Costs a little time itself."""
     cache_dtype: str | None = None
-    """Store cached values as float32, bfloat16 or float16; null: as computed."""
+    """Store cached values as float32, bfloat16, float16, float8_e4m3fn or float8_e5m2 (the last three with a factor for
+    each tensor); null: as computed. What each costs in quality: docs/how-to/memory.md."""
     cache_device: str | None = None
-    """Store cached values on this device, such as cpu; null: where they were computed."""
+    """Store cached values on this device, such as cpu; null: where they were computed. They are brought back one site
+    ahead."""
 
 
 @dataclass
@@ -155,7 +157,7 @@ ARTIFACT = "artifact"
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("float32", "bfloat16", "float16"),
-    "engine.cache_dtype": ("float32", "bfloat16", "float16"),
+    "engine.cache_dtype": ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"),
     "tracking.wandb": ("offline", "online", "disabled"),
 }
 """Fields that take one of a few words (or null, where the default is null)."""

@@ -16,9 +16,11 @@ from fsframework.core.cache import ReuseCache
 from fsframework.core.clock import Clock, Context
 from fsframework.core.flops import shapes, site_flops, to_meta
 from fsframework.core.keys import BlockKey, PartKey
+from fsframework.core.lifetime import Lifetime
 from fsframework.core.live_count import CountingRecord
 from fsframework.core.meter import Meter
 from fsframework.core.model_site import ModelCall
+from fsframework.core.packing import Packing
 from fsframework.core.policy import ReusePolicy
 from fsframework.core.review import ReuseWarning, review
 from fsframework.core.site import Part, Run, Site, Step
@@ -46,6 +48,7 @@ class ReuseEngine:
         record: keep a trace. Without it only the counters remain.
         cache_dtype: store cached values in another precision.
         cache_device: store cached values on another device.
+        cache_copy: store copies, for models that overwrite what they returned (CUDA graphs).
         group: the process group of the ranks that share one video.
         guided: whether a joint batch is two guidance halves, or a function that knows; None is unknown, and then no
             branch is made from the other (`Synthesize`).
@@ -66,6 +69,7 @@ class ReuseEngine:
         record: bool = True,
         cache_dtype: torch.dtype | None = None,
         cache_device: torch.device | str | None = None,
+        cache_copy: bool = False,
         group: Any = None,
         guided: Callable[[], bool | None] | bool | None = None,
         facts: Mapping[str, object] | None = None,
@@ -93,7 +97,8 @@ class ReuseEngine:
         device = None if cache_device is None else torch.device(cache_device)
         depths = {site: policy.depth_of(site) for site in self.sites}
         self.residual_sites = {site for site in self.sites if policy.storage_of(site) == "residual"}
-        self._new_cache = lambda: ReuseCache(policy.depth, cache_dtype, device, halves, depths)
+        packing = Packing(cache_dtype, device, cache_copy)
+        self._new_cache = lambda: ReuseCache(policy.depth, packing, halves, depths)
         self.cache = self._new_cache()
         self.meter = Meter(group)
         self._clock = Clock(scheduler, timesteps, in_stage)
@@ -339,6 +344,8 @@ class ReuseEngine:
             if Part.MODEL in self.policy.parts:
                 output = ModelCall(self, record, slot, model, args, kwargs, arguments).run()
             else:
+            video.lifetimes[branch] = Lifetime(self.policy, run)
+        self.cache.begin_step(branch, video.step, video.lifetimes[branch])
                 output = self.run_model(record, 1.0, slot, model, args, kwargs)
         except BaseException:
             video.seen.discard(branch)  # so that trying again is no second forward of the step

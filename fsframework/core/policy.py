@@ -138,6 +138,9 @@ class ReusePolicy(ABC, Generic[S]):
     never: ClassVar[Mapping[str, Any]] = {}
     """Options, besides `example`, with which it never reuses: for the contract suites, where that must change nothing."""
 
+    divides: ClassVar[bool] = False
+    """Whether it only shares the sites out among policies inside (`inner`) and passes calls on to them."""
+
     policy_fields: ClassVar[tuple[str, ...]] = ()
     """Options that hold a policy, or a list of them; in a config each is a mapping with a `name`."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fsframework.core.lifetime import Lifetime
 from fsframework.core.site import Run
 from fsframework.core.trace import Trace
 
@@ -20,6 +21,7 @@ class VideoInProgress:
         self.shapes: dict[str, dict[str, Any]] = {}
         """By branch, the shapes of the last forward's inputs."""
         self.runs: dict[str, Run] = {}
+        self.lifetimes: dict[str, Lifetime] = {}
 
     def go_to(self, step: int) -> None:
         """A new step begins: no branch has been called in it yet."""

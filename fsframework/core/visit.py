@@ -204,7 +204,7 @@ class ForwardRecord:
             self._plan[key.index] = decision
             if isinstance(decision, (Reuse, Forecast)):
                 target = _through(decision) or key.site
-                if self._cache.last(self.branch, target) is not None:
+                if self._cache.step_of(self.branch, target) is not None:
                     self._last_reused = max(self._last_reused, target.start)
 
     def visit(self, slot: Slot, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -278,12 +278,12 @@ class ForwardRecord:
         assert self._plan is not None
         decision = self._plan[key.index]
         wanted = isinstance(decision, (Reuse, Forecast))
-        entry = self._cache.last(self.branch, key.site) if wanted else None
-        if entry is None:
+        computed_at = self._cache.step_of(self.branch, key.site) if wanted else None
+        if computed_at is None:
             self.begin_visit(key.site, streams, ELIMINATED)
         else:
             code = REUSE if isinstance(decision, Reuse) else FORECAST
-            self.begin_visit(key.site, streams, code, self.step.index - entry.step)
+            self.begin_visit(key.site, streams, code, self.step.index - computed_at)
 
     def _put_in_place(
         self,

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from fsframework.core import Kind, Part, ReuseCache, Site
+from fsframework.core.packing import Packing
 
 SITE = Site(Part.BLOCK, Kind.JOINT, 0, 1)
 OTHER = Site(Part.BLOCK, Kind.JOINT, 1, 2, 1)
@@ -49,7 +50,7 @@ def test_a_captured_tensor_that_was_written_to_is_an_error_not_a_wrong_video():
 
 
 def test_half_precision_storage_halves_the_bytes_and_comes_back_in_the_old_dtype():
-    cache = ReuseCache(dtype=torch.bfloat16)
+    cache = ReuseCache(packing=Packing(torch.bfloat16))
     cache.put("joint", SITE, 0, value(1.5))
     assert cache.num_bytes == 8
     back = cache.last("joint", SITE).value[0]

@@ -1,0 +1,50 @@
+"""`Lifetime`: until when what a branch caches can still be read, where the policy's schedule tells."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fsframework.core.policy import ReusePolicy
+from fsframework.core.site import Part, Run, Site
+
+
+class Lifetime:
+    """Whether a value that is cached at one step may be read at a later one.
+
+    Known for policies with a `schedule` that compare nothing with what is cached (no `observe`). They read at the steps that
+    are not fully recomputed, and there the newest `depth` values. So a value is dead as soon as `depth` full recomputes come
+    before the next reuse, or none comes any more; it need not be stored at all if that is known when it is computed. With
+    one reuse in four, C C C R, the first two are not stored, and the value is freed when its R is over.
+
+    Any other policy may read whatever is cached in every step: it decides, or compares, by what it finds. So may one that
+    makes branches of guidance from each other, in an order that is not its run's. Of policies side by side (`divides`) each
+    is looked at by itself.
+    """
+
+    def __init__(self, policy: ReusePolicy[Any], run: Run) -> None:
+        self._scheduled: list[tuple[frozenset[Site], list[bool]]] = []
+        """Sites whose reads are known: after which steps what is cached for them may be read."""
+        makes_branches = Part.MODEL in policy.parts
+        for one, own in _side_by_side(policy, run):
+            compares = type(one).observe is not ReusePolicy.observe
+            schedule = None if compares or makes_branches else one.schedule(own)
+            if schedule is None:
+                continue
+            depth = max((policy.depth_of(site) for site in own.sites), default=1)
+            needed = [False in schedule[step + 1 : step + 1 + depth] for step in range(run.num_steps)]
+            self._scheduled.append((frozenset(own.sites), needed))
+
+    def unread_after(self, step: int) -> frozenset[Site]:
+        """Sites of which nothing that is cached when `step` is over will be read."""
+        if step < 0:
+            return frozenset()
+        found = [sites for sites, needed in self._scheduled if not needed[step]]
+        return found[0] if len(found) == 1 else frozenset().union(*found)
+
+
+def _side_by_side(policy: ReusePolicy[Any], run: Run) -> list[tuple[ReusePolicy[Any], Run]]:
+    if not policy.divides:
+        return [(policy, run)]
+    held = [one for name in policy.policy_fields for one in getattr(policy, name)]
+    # What is further inside may be read by the policy around it in a way of its own (a forecast that is judged).
+    return [(one, own) for _, one, own in policy.inner(run) if any(one is it for it in held)]
