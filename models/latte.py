@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+from fsframework.models._attention import attention_map
 from fsframework.models._modulation import adaln_temb, gates_of, modulated_by, table
 
 
@@ -41,6 +42,7 @@ class Latte(ModelAdapter):
     gates = gates_of(table("timestep"))
     probes = {"temb": adaln_temb("adaln_single")}
     block_probes = {"modulated": modulated_by(table("timestep"))}
+    part_probes = {"attention_map": attention_map}
     pipeline_arguments = {"num_frames": "video_length"}
     checkpoints = {
         "tiny-latte": Checkpoint("tiny-latte", num_steps=50, guidance_scale=4.0, height=32, width=32, num_frames=16),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+from fsframework.models._attention import attention_map
 from fsframework.models._modulation import adaln_temb, gates_of, modulated_by, table
 
 
@@ -31,6 +32,7 @@ class PixArt(ModelAdapter):
     gates = gates_of(table("timestep"))
     probes = {"temb": adaln_temb("adaln_single")}
     block_probes = {"modulated": modulated_by(table("timestep"))}
+    part_probes = {"attention_map": attention_map}
     checkpoints = {
         "pixart-alpha": Checkpoint(
             "PixArt-alpha/PixArt-XL-2-1024-MS", num_steps=20, guidance_scale=4.5, height=1024, width=1024, dtype="float16"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fsframework.core import ADAPTERS, BlockList, Checkpoint, Kind, ModelAdapter, Part
+from fsframework.models._attention import wan_attention_map
 from fsframework.models._modulation import argument, condition_temb, gates_of, modulated_by, table
 
 _1_3B = dict(num_attention_heads=12, ffn_dim=8960, num_layers=30)
@@ -45,6 +46,7 @@ class Wan(ModelAdapter):
         "modulated": modulated_by(table("temb", float32=True), float32=True),
     }
     """`temb_projection`: `temb` projected to six vectors for all blocks, [B, 6, D] or [B, N, 6, D]."""
+    part_probes = {"attention_map": wan_attention_map}
     guidance = "sequential"
     batch_order = ("cond", "uncond")
     batched_inputs = ("hidden_states", "encoder_hidden_states", "encoder_hidden_states_image", "timestep")

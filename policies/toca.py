@@ -77,7 +77,8 @@ class ToCa(ReusePolicy[TokenState]):
 
     - `attention` (the paper's for text-to-video): 1 + the entropy of the token's cross-attention weights (mean over heads)
       when its block's cross-attention last ran in full. The weights are worked out once more from queries and keys, as fused
-      attention gives none; the trace does not count that. For families whose adapter has the probe `attention_map`.
+      attention gives none; the trace does not count that. For families whose adapter has the probe `attention_map` (Open-Sora,
+      Wan, PixArt; Latte's spatial blocks, alone through `combine` and `only`), and for no model of joint attention.
     - `norm` (an option of the released code): the norm of the token as it enters the sub-module, at the step itself.
     - `random`: uniform in 0..1, not normalised, from a generator on the device.
 
@@ -95,7 +96,9 @@ class ToCa(ReusePolicy[TokenState]):
         "bonus for spatial spread, which the release does not call. Weights of the guidance halves are not averaged before "
         "the entropy but the entropies after; with the release's masks, where the halves see different text, the order is "
         "the same. Maps are not updated by partial visits of cross-attention. The age is relative to the part's own "
-        "interval. PixArt's settings are for its 20 steps; only Open-Sora's are for video."
+        "interval. PixArt's settings are for its 20 steps; only Open-Sora's are for video. Joint attention (CogVideoX, FLUX) has "
+        "no score here: its weights are over video and text together, and to work out all of them would cost as much as the "
+        "attention that is saved."
     )
     never = {"attention_interval": 1, "cross_interval": 1, "mlp_interval": 1}
     example: ClassVar[Mapping[str, Any]] = {"ratio": 0.3, "shared": False}
@@ -154,7 +157,8 @@ class ToCa(ReusePolicy[TokenState]):
             if without:
                 raise ValueError(
                     f"{self._name}: score='attention' takes importance from a block's cross-attention, and the block of "
-                    f"{without[0]} has none. Use score='norm' or 'random'."
+                    f"{without[0]} has none. Use score='norm' or 'random', or leave such blocks to another policy (combine, with "
+                    f"only)."
                 )
             map_steps = self._map_steps(plan, fraction)
         full = {part: _full_steps(steps, run.depth) for part, steps in plan.items()}

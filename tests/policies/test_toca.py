@@ -1,14 +1,19 @@
 """Which tokens are chosen, what becomes of their values and of the others', and what it costs."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import nn
 from toys import Loop, SmoothDiT, ToyAdapter, letters, run_smooth, tiny_transformer, toy_session
 
 from fsframework.core import ADAPTERS, BlockList, Kind, Part, ReuseEngine, tokens
+from fsframework.models._attention import attention_map, wan_attention_map
 from fsframework.models.opensora_1_2.block import CrossAttention
+from fsframework.policies.combine import Combined
 from fsframework.policies.toca import ToCa
 
 pytestmark = pytest.mark.filterwarnings("ignore::fsframework.core.review.ReuseWarning")
@@ -208,6 +213,74 @@ def test_attention_takes_the_tokens_whose_attention_to_the_text_is_spread_most()
     assert seen["index"] == set(spread.argsort(descending=True)[:9].tolist())
 
 
+@pytest.mark.parametrize("family", ["wan", "pixart", "latte"])
+def test_the_score_of_other_families_is_of_their_own_cross_attention(family):
+    """The tokens that a partial step recomputes are those with the highest entropy at the full one before."""
+    seen, entropies = {}, {}
+
+    @dataclass(frozen=True)
+    class Watch(ToCa):
+        def decide(self, state, call, site):
+            decision = super().decide(state, call, site)
+            if site.name == WATCHED[family] and call.step.index == 1:
+                seen[call.branch] = decision.index
+            return decision
+
+        def observe(self, state, call, site, fresh, cached):
+            if site.start == 0 and site.part is Part.CROSS_ATTENTION and call.step.index == 0:
+                p = call.probe("attention_map")
+                assert torch.allclose(p.sum(-1), torch.ones(p.shape[:2]), atol=1e-5)
+                entropies[call.branch] = -(p * (p + 1e-30).log()).sum(-1)
+            super().observe(state, call, site, fresh, cached)
+
+    policy = Watch(score="attention", warmup=1, ratio=0.3, shared=False)
+    if family == "latte":  # its temporal blocks have no attention to the text
+        policy = Combined(policies=[policy], only=["spatial.*"])
+    loop = guided(family)
+    with session_on(loop, policy) as session:
+        loop(num_steps=2, session=session, sequential=loop.adapter.guidance == "sequential")
+    assert seen
+    for branch, index in seen.items():
+        index = torch.atleast_2d(index)  # one row has no axis of rows
+        expected = entropies[branch].argsort(dim=-1, descending=True)[:, : index.shape[-1]]
+        assert index.shape[-1] >= 1
+        assert [set(row) for row in index.tolist()] == [set(row) for row in expected.tolist()]
+
+
+WATCHED = {"wan": "joint.0.mlp", "pixart": "joint.0.mlp", "latte": "spatial.0.mlp"}
+
+
+def test_weights_of_diffusers_cross_attention_give_its_output():
+    torch.manual_seed(0)
+    x, text = torch.randn(2, 6, 8), torch.randn(2, 4, 8)
+    mask = torch.zeros(2, 1, 4)
+    mask[1, :, 2:] = -10000.0  # the second sample has two words
+    module = Attention(query_dim=8, cross_attention_dim=8, heads=1, dim_head=8)
+    weights = attention_map(module, {"hidden_states": x, "encoder_hidden_states": text, "attention_mask": mask})
+    assert torch.allclose(module(x, text, mask), module.to_out[0](weights @ module.to_v(text)), atol=1e-6)
+    assert weights[1, :, 2:].max() < 1e-6
+    two = Attention(query_dim=8, cross_attention_dim=8, heads=2, dim_head=4)
+    both = two.get_attention_scores(*map(two.head_to_batch_dim, (two.to_q(x), two.to_k(text))))
+    found = attention_map(two, {"hidden_states": x, "encoder_hidden_states": text})
+    assert torch.allclose(found, both.unflatten(0, (2, 2)).mean(1), atol=1e-6)
+
+
+def test_weights_of_wans_cross_attention_give_its_output_also_beside_an_image():
+    torch.manual_seed(0)
+    x, text = torch.randn(2, 6, 8), torch.randn(2, 4, 8)
+    module = WanAttention(8, heads=1, dim_head=8, cross_attention_dim_head=8, processor=WanAttnProcessor())
+    weights = wan_attention_map(module, {"hidden_states": x, "encoder_hidden_states": text})
+    assert torch.allclose(module(x, text), module.to_out[0](weights @ module.to_v(text)), atol=1e-6)
+    module = WanAttention(
+        8, heads=1, dim_head=8, cross_attention_dim_head=8, added_kv_proj_dim=8, processor=WanAttnProcessor()
+    )
+    text = torch.randn(2, 3 + 512, 8)
+    weights = wan_attention_map(module, {"hidden_states": x, "encoder_hidden_states": text})
+    assert weights.shape == (2, 6, 512)
+    words = attention_map(module, {"hidden_states": x, "encoder_hidden_states": text[:, 3:]})
+    assert torch.equal(weights, words)
+
+
 def test_weights_of_open_soras_cross_attention_give_its_output():
     torch.manual_seed(0)
     module, x, y = CrossAttention(8, 1), torch.randn(2, 6, 8), torch.randn(2, 4, 8)
@@ -265,10 +338,10 @@ def test_a_family_that_can_not_run_the_part_on_some_tokens_is_refused_at_the_fir
 def test_attention_without_maps_is_refused_in_words():
     with pytest.raises(ValueError, match=r"joint\.0\.mlp has none. Use score='norm' or 'random'"):
         run_numbers(ToCa(**{**SIMPLE, "score": "attention"}), [[1.0, 2.0]], 2)
-    loop = guided("wan")
-    with pytest.raises(ValueError, match="needs the weights of cross-attention: Wan has no probe 'attention_map'"):
-        with session_on(loop, ToCa(score="attention", warmup=1)) as session:
-            loop(num_steps=3, session=session, sequential=True)
+    loop = guided("allegro")
+    with pytest.raises(ValueError, match="needs the weights of cross-attention: Allegro has no probe 'attention_map'"):
+        with session_on(loop, ToCa(score="attention", warmup=1)):
+            loop(num_steps=3)
 
 
 @pytest.mark.parametrize(
