@@ -334,6 +334,8 @@ class ReuseEngine:
         if branch not in video.states:
             run = Run(len(trace.timesteps), trace.timesteps, self.sites, branch, self._run_facts(arguments))
             video.states[branch], video.runs[branch] = self.policy.start(run), run
+            video.lifetimes[branch] = Lifetime(self.policy, run)
+        self.cache.begin_step(branch, video.step, video.lifetimes[branch])
         step = Step(video.step, len(trace.timesteps), trace.timesteps[video.step])
         kind = CountingRecord if self._live else ForwardRecord
         record = kind(self, video.runs[branch], step, branch, video.states[branch], arguments)
@@ -344,8 +346,6 @@ class ReuseEngine:
             if Part.MODEL in self.policy.parts:
                 output = ModelCall(self, record, slot, model, args, kwargs, arguments).run()
             else:
-            video.lifetimes[branch] = Lifetime(self.policy, run)
-        self.cache.begin_step(branch, video.step, video.lifetimes[branch])
                 output = self.run_model(record, 1.0, slot, model, args, kwargs)
         except BaseException:
             video.seen.discard(branch)  # so that trying again is no second forward of the step
