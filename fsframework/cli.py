@@ -40,6 +40,7 @@ examples:
   fsf compare runs/_ablations/gamma --baseline static   methods at equal compute and at equal quality, with intervals
   fsf list policies                               every policy by group; with names: options, defaults, what they do
   fsf list models | metrics | prompts
+  fsf train experiments/learned/tiny-latte-l2c.yaml   train a policy for a frozen model
   fsf train experiments/tiny_models/latte.yaml    train the tiny model again
 
 errors end with exit code 2 and one sentence; set FSF_DEBUG=1 to see where they come from.
@@ -143,9 +144,15 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--fresh", action="store_true", help="do not keep the videos of an earlier demo")
     demo.add_argument("overrides", nargs="*", metavar="key=value", help="changes for all three runs")
 
-    train = add("train", _train, "train a tiny model; resumes")
-    train.add_argument("config", metavar="CONFIG.yaml", help="such as experiments/tiny_models/latte.yaml")
-    train.add_argument("overrides", nargs="*", metavar="key=value")
+    train = add(
+        "train",
+        _train,
+        "train a policy for a frozen model, or a tiny model; resumes",
+        usage="fsf train CONFIG.yaml [key=value ...]",
+        epilog=_TRAIN_HELP,
+    )
+    train.add_argument("config", metavar="CONFIG.yaml", help="such as experiments/learned/tiny-latte-l2c.yaml")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="changes, such as num_iterations=50")
 
     report = add("report", _report, "write one self-contained page about one or several run directories")
     report.add_argument("run_dirs", nargs="+", metavar="RUN_DIR")
@@ -278,6 +285,28 @@ examples:
 """
 
 
+_TRAIN_HELP = """\
+With a key `train` in the file a policy is learned for a frozen model, and an artifact is written that the ordinary policy of
+that name loads:
+
+  train: {name: l2c, interval: 2, penalty: 0.01}     the trainer and its options (l2c, harmonica, ...)
+  model: tiny-latte                                  frozen; what it learns does not touch it
+  sampling: {num_steps: 30}                          as the policy will be used: gates are for one sampler and its steps
+  prompts: digits-train                              captions to learn from, seeds.per_prompt clips of each
+  validation: {every: 10, patience: 3}               early stopping on clips that are not learned from
+  num_iterations, learning_rate, batch_clips, seed   the optimizer; precision: bf16-mixed; num_processes share a batch
+  output_dir: runs/train/NAME                        checkpoint, metrics.jsonl, W&B's files
+  artifact: FILE.json                                default: artifact.json in output_dir; its picture goes beside it
+
+Every key, its unit and default is documented in fsframework/train/learned_config.py. A training that was stopped, at any
+moment, goes on with the same command and ends with the same numbers. Then evaluate it like any policy:
+
+  fsf run CONFIG.yaml "policy={name: l2c, artifact: FILE.json, budget: 0.5}" sampling.num_steps=30
+
+Without the key the file is for a tiny model, such as experiments/tiny_models/latte.yaml.
+"""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"{self.prog}: error: {message}. See `{self.prog} --help`.\n")
@@ -370,9 +399,39 @@ def _demo(arguments: argparse.Namespace) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     if not Path(arguments.config).is_file():
         raise ValueError(f"no such file: {arguments.config}")
+    from fsframework.train.learned_config import trains_a_policy
+
+    if trains_a_policy(arguments.config):
+        _learn(arguments.config, arguments.overrides)
+        return
     from fsframework.train.tiny import main as train
 
     train([arguments.config, *arguments.overrides])
+
+
+def _learn(path: str, overrides: list[str]) -> None:
+    from fsframework.train.learned_config import load_learned_config
+
+    config = load_learned_config(path, overrides)
+    from fsframework.run.artifacts import environment, model_fingerprint, write_text
+    from fsframework.run.calibrate_picture import picture
+    from fsframework.run.progress import quiet_libraries
+    from fsframework.train.learned_fit import learn
+
+    quiet_libraries()
+    folder = Path(fsframework.__file__).resolve().parent
+    learned = learn(
+        config,
+        describe=lambda model: {
+            "fingerprint": model_fingerprint(model.path),
+            "environment": environment(str(model.transformer.device), folder),
+        },
+    )
+    if learned.is_first:
+        numbers = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in learned.fit.numbers.items())
+        drawing = picture(learned.fit, f"{learned.policy} trained on {learned.model}", numbers)
+        write_text(learned.artifact.with_suffix(".svg"), drawing)
+        print(learned.text())
 
 
 def _report(arguments: argparse.Namespace) -> None:
