@@ -151,7 +151,7 @@ def locate(name: str, ask_hub: bool = True) -> tuple[Path | str, Checkpoint]:
         source, checkpoint = name, _checkpoint_at(name) if ask_hub else Checkpoint(name)
     else:
         raise ValueError(
-            f"unknown model {name!r}: not a registered name, not a folder. {nearest(name, list(known))} "
+            f"unknown model {name!r}: not a registered name, not a folder. {nearest(name, list(known), 'fsf list models')} "
             f"A Hugging Face repository is written owner/name."
         )
     if isinstance(source, Path) and not (source / "model_index.json").is_file():
@@ -222,7 +222,7 @@ def _checkpoint_at(repository: str) -> Checkpoint:
     except Exception as error:
         raise ValueError(
             f"could not find model {repository!r}: no such folder, and no such repository could be reached "
-            f"({type(error).__name__}: {_first_line(error)}). {nearest(repository, list(checkpoints()))}"
+            f"({type(error).__name__}: {_first_line(error)}). {nearest(repository, list(checkpoints()), 'fsf list models')}"
         ) from error
     return _usual(pipeline, repository)
 

@@ -13,10 +13,27 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """`did you mean 'x'? ` or nothing, then the full list: the tail of every unknown-name error."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return (f"Did you mean {close[0]!r}? " if close else "") + f"Known: {', '.join(sorted(known)) or 'none'}."
+FEW = 8
+"""Names that an error still lists one by one."""
+
+
+def nearest(name: str, known: list[str], listing: str = "") -> str:
+    """`Did you mean 'x'?` or nothing, then what there is: the tail of every unknown-name error.
+
+    Of more than `FEW` names only the nearest are shown, or the first where none is near, and how many more there are.
+
+    Args:
+        name: what was given.
+        known: all there is.
+        listing: the command that shows all, such as `fsf list policies`.
+    """
+    close = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+    hint, names = f"Did you mean {close[0]!r}? " if close else "", sorted(known)
+    if len(names) <= FEW:
+        return hint + f"Known: {', '.join(names) or 'none'}."
+    shown = close or names[:3]
+    where = f"; `{listing}` shows all" if listing else ""
+    return hint + f"Known: {', '.join(shown)} and {len(names) - len(shown)} more{where}."
 
 
 class Registry(Generic[T]):
@@ -26,8 +43,10 @@ class Registry(Generic[T]):
     plugin file loaded twice) replaces it.
     """
 
-    def __init__(self, sort: str) -> None:
+    def __init__(self, sort: str, listing: str = "") -> None:
+        """`sort` is what an entry is called in errors, `listing` the command that shows all (see `nearest`)."""
         self.sort = sort
+        self.listing = listing
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -50,7 +69,9 @@ class Registry(Generic[T]):
         try:
             return self._entries[name]
         except KeyError:
-            raise ValueError(f"unknown {self.sort} {name!r}. {nearest(name, list(self._entries))}") from None
+            raise ValueError(
+                f"unknown {self.sort} {name!r}. {nearest(name, list(self._entries), self.listing)}"
+            ) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
@@ -70,5 +91,5 @@ class Registry(Generic[T]):
         return getattr(entry, "__name__", str(entry))
 
 
-POLICIES: Registry[type[ReusePolicy[Any]]] = Registry("policy")
-ADAPTERS: Registry[type[ModelAdapter]] = Registry("model adapter")
+POLICIES: Registry[type[ReusePolicy[Any]]] = Registry("policy", "fsf list policies")
+ADAPTERS: Registry[type[ModelAdapter]] = Registry("model adapter", "fsf list models")
