@@ -323,6 +323,13 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder that the user named, with those above it, and say so in one line: a misspelt one is made as well."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"made the folder {folder}", file=sys.stderr)
+
+
 class Busy(RuntimeError):
     """Another process holds the lock."""
 

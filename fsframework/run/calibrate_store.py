@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsframework.data.prompts import Clip
 from fsframework.data.video import load_frames, save_frames
-from fsframework.run.artifacts import Busy, digest, only_one, to_json, write_text
+from fsframework.run.artifacts import Busy, digest, make_folder, only_one, to_json, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +38,7 @@ class Records:
             ValueError: it can not be written to, or another calibration is writing there.
         """
         try:
+            make_folder(self.folder.parents[1])  # the artifact's
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
                 pass

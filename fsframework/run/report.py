@@ -13,6 +13,7 @@ from typing import Any
 
 from fsframework.data.video import atomic_path
 from fsframework.run import report_page as page
+from fsframework.run.artifacts import make_folder
 from fsframework.run.report_curves import LEFT, RIGHT, WIDTH
 from fsframework.run.report_data import RunData
 from fsframework.run.report_headline import head
@@ -48,7 +49,7 @@ def write_report(run_dirs: Sequence[Path], out: Path, title: str = "Feature reus
     Args:
         run_dirs: the runs, in the order of the rows. The folder of a grid, `<runs_dir>/_ablations/<name>`, stands for its
             finished cells and brings the published numbers that the grid names.
-        out: where to write; its folder is made.
+        out: where to write; its folder is made, and that is said.
         title: the page's title.
 
     Raises:
@@ -58,6 +59,7 @@ def write_report(run_dirs: Sequence[Path], out: Path, title: str = "Feature reus
         raise ValueError("a report needs at least one run directory, the folders that `fsf run` printed")
     html = build_page(load_runs([Path(folder) for folder in run_dirs]), title)
     try:
+        make_folder(out.parent)
         with atomic_path(out) as temporary:
             temporary.write_text(html, encoding="utf-8")
     except OSError as error:

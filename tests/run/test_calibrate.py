@@ -400,6 +400,14 @@ def test_a_second_calibration_at_the_same_time_is_refused(tmp_path):
         assert [p.name for p in folder.iterdir()] == ["key.json"]
 
 
+def test_a_folder_that_is_not_there_is_made_and_said_once(tmp_path, capsys):
+    folder = tmp_path / "artefacts" / "latte"
+    for said in (f"made the folder {folder}\n", ""):
+        with Records(folder / "_records" / "ramp-latte").opened({"a": 1}):
+            assert capsys.readouterr().err == said
+    assert (folder / "_records" / "ramp-latte" / "key.json").is_file()
+
+
 def test_stopped_before_the_first_record_it_says_so(options, loaded_model, monkeypatch, capsys):
     def interrupted(plan, model):
         raise KeyboardInterrupt
