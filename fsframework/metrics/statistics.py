@@ -6,6 +6,7 @@ low and high are NaN, never a zero-width interval.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -191,10 +192,18 @@ def cluster_means(
     sums = np.zeros((len(number), values.shape[1]))
     np.add.at(sums, of_video, values)
     sizes = np.bincount(of_video, minlength=len(number))
-    drawn = np.random.default_rng(seed).integers(0, len(number), (num_resamples, len(number)))
-    flat = drawn + len(number) * np.arange(num_resamples)[:, None]
-    times = np.bincount(flat.ravel(), minlength=flat.size).reshape(flat.shape)
+    times = _draws(len(number), num_resamples, seed)
     return ClusterMeans(centre, (times @ sums) / (times @ sizes)[:, None], len(values), len(number))
+
+
+@functools.lru_cache(maxsize=4)
+def _draws(num_clusters: int, num_resamples: int, seed: int) -> np.ndarray:
+    """[resamples, clusters]: how often each cluster is drawn. Kept, as one comparison asks for the same draws again and again."""
+    drawn = np.random.default_rng(seed).integers(0, num_clusters, (num_resamples, num_clusters))
+    flat = drawn + num_clusters * np.arange(num_resamples)[:, None]
+    times = np.bincount(flat.ravel(), minlength=flat.size).reshape(flat.shape).astype(np.float64)
+    times.flags.writeable = False
+    return times
 
 
 def spread_within_and_between(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float]:

@@ -7,6 +7,7 @@ sweep: a policy inside, a word or a switch among the options (`storage: residual
 from __future__ import annotations
 
 import fnmatch
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,7 @@ class Run:
     flat: dict[str, str] = field(repr=False, default_factory=dict)
     """The config as dotted keys and plain text."""
 
-    @property
+    @functools.cached_property
     def clips(self) -> list[Clip]:
         """Prompt and seed of each video."""
         return [(str(r["prompt"]), int(r["seed"])) for r in self.records]
@@ -64,7 +65,7 @@ class Run:
         """cpu or cuda."""
         return str(self.metrics.get("device") or self.environment.get("device") or "unknown").partition(":")[0]
 
-    @property
+    @functools.cached_property
     def reference(self) -> dict[str, Any]:
         """What decides which full-compute videos this run is compared with; rows side by side must agree in all of it."""
         sampling = self.metrics.get("sampling")
@@ -243,7 +244,8 @@ def _series(name: str, runs: Sequence[Run]) -> Series:
         names = [str((run.config.get("policy") or {}).get("name", "unknown")) for run in ordered]
         shown = [RunData(run.folder, "", config=run.config, policy=name).options for run, name in zip(ordered, names)]
         labels = [", ".join(f"{k}={plain(v)}" for k, v in own.items()) for own in shown]
-    common = [clip for clip in ordered[0].clips if all(clip in set(run.clips) for run in ordered)]
+    everywhere = set.intersection(*(set(run.clips) for run in ordered))
+    common = [clip for clip in ordered[0].clips if clip in everywhere]
     metrics = list(dict.fromkeys(key for run in ordered for record in run.records for key in record["metrics"]))
     tables = [dict(zip(run.clips, run.records)) for run in ordered]
     read = lambda what: np.array([[what(t[clip], run) for t, run in zip(tables, ordered)] for clip in common])

@@ -112,14 +112,14 @@ def _by_value(runs: Sequence[Run], value: Any) -> list[tuple[str, list[Run]]]:
 
 
 def _sentence(key: str, values: Sequence[tuple[str, list[Run]]]) -> str:
-    """`launch.num_threads is 1 in 4 runs, 2 in static-9e01aa`; the commonest value is not spelled out by run."""
+    """`launch.num_threads: 1 in 4 runs; 2 in static-9e01aa.` The commonest value is not spelled out by run."""
     most = max(len(members) for _, members in values)
     parts = []
     for value, members in values:
         names = [run.folder.name for run in members]
         few = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
         parts.append(f"{value} in {f'{len(members)} runs' if len(members) == most and most > 1 else few}")
-    return f"{key} is {'; '.join(parts)}."
+    return f"{key}: {'; '.join(parts)}."
 
 
 def statements(series: Sequence[Series], mixed: bool) -> list[str]:
@@ -175,7 +175,7 @@ def _config(runs: Sequence[Run]) -> dict[str, list[tuple[str, list[Run]]]]:
 def _environment(runs: Sequence[Run]) -> dict[str, list[tuple[str, list[Run]]]]:
     flat = {id(run): flatten({k: v for k, v in run.environment.items() if k in ENVIRONMENT}) for run in runs}
     keys = dict.fromkeys(key for tree in flat.values() for key in tree)
-    titles = {"git.revision": "the git revision", "git.dirty": "whether the checkout had uncommitted changes"}
+    titles = {"git.revision": "git revision", "git.dirty": "uncommitted changes"}
     found = {}
     for key in keys:
         if key == "git.revision":
@@ -187,7 +187,7 @@ def _environment(runs: Sequence[Run]) -> dict[str, list[tuple[str, list[Run]]]]:
             found[titles.get(key, key.replace("versions.", "version of "))] = values
     clocks = _by_value(runs, lambda run: "wall seconds" if run.clock == "wall_seconds" else "process CPU seconds")
     if len(clocks) > 1:
-        found["the clock of speedups"] = clocks
+        found["clock of speedups"] = clocks
     return found
 
 

@@ -128,21 +128,27 @@ class Reading:
     """[n, G] how far outside of its settings a value was read, 0 between them."""
 
 
-def read_off(sweep: Sweep, at: Sequence[float] | np.ndarray, reach: float = REACH) -> Reading:
+def read_off(
+    sweep: Sweep, at: Sequence[float] | np.ndarray, reach: float = REACH, metric: str | None = None
+) -> Reading:
     """Every video's quality and time at shares of full compute, on straight lines between its own settings.
+
+    Of one `metric`, or (None) of all.
 
     PSNR is a line in dB. Time is a line as such: seconds, not speedups, are what is a straight line in compute. Settings
     that cost a video the same share count as one, with the mean of their values.
     """
     grid = np.asarray(at, dtype=np.float64)
     shape = (len(sweep.clips), len(grid))
-    quality = {name: np.full(shape, math.nan) for name in sweep.quality}
+    names = [name for name in sweep.quality if metric in (None, name)]
+    quality = {name: np.full(shape, math.nan) for name in names}
     time, beyond = np.full(shape, math.nan), np.full(shape, math.nan)
-    bounded = {name: scale_of(name).bounded(values) for name, values in sweep.quality.items()}
+    bounded = {name: scale_of(name).bounded(sweep.quality[name]) for name in names}
     for i in range(shape[0]):
         x, groups = _distinct(sweep.fraction[i])
         if len(x) < 2:
             continue
+        single = np.concatenate(groups) if all(len(group) == 1 for group in groups) else None
         k = np.clip(np.searchsorted(x, grid, side="right"), 1, len(x) - 1)
         low, high = x[k - 1], x[k]
         outside = np.maximum(np.maximum(x[0] - grid, grid - x[-1]), 0.0)
@@ -150,7 +156,8 @@ def read_off(sweep: Sweep, at: Sequence[float] | np.ndarray, reach: float = REAC
         share = (grid - low) / (high - low)
         beyond[i] = np.where(usable, outside, math.nan)
         for out, values in ((time, sweep.time), *((quality[name], bounded[name]) for name in quality)):
-            y = np.array([values[i][group].mean() for group in groups])
+            own = values[i]
+            y = own[single] if single is not None else np.array([own[group].mean() for group in groups])
             line = y[k - 1] + share * (y[k] - y[k - 1])
             out[i] = np.where(usable, line, math.nan)
     return Reading(grid, quality, time, beyond)
@@ -212,7 +219,7 @@ def curve(sweep: Sweep, metric: str, reach: float = REACH, others: np.ndarray | 
     if not low < high:
         return None
     grid = np.unique(np.append(np.arange(low, high, GRID_STEP), high))
-    reading, scale = read_off(sweep, grid, reach), scale_of(metric)
+    reading, scale = read_off(sweep, grid, reach, metric), scale_of(metric)
     seconds, full, timed = timed_columns(reading.time, sweep.reference_seconds)
     further = np.empty((len(sweep.clips), 0)) if others is None else others
     columns = np.concatenate([scale.to_mean(reading.quality[metric]), seconds, full, further], axis=1)

@@ -89,7 +89,7 @@ def _against(sweep: Sweep, baseline: Sweep, at: float, scale: Scale, reach: floa
         return [Cell(text=""), Cell(text="")]
     clips = common_clips(sweep, baseline)
     one, other = sweep.of(clips), baseline.of(clips)
-    a, b = read_off(one, [at], reach), read_off(other, [at], reach)
+    a, b = (read_off(s, [at], reach, scale.name) for s in (one, other))
     quality = np.stack([scale.to_mean(_read(r, scale.name, len(clips))) for r in (a, b)], axis=1)
     difference = cluster_means(quality, one.prompts).interval(
         lambda m: scale.from_mean(m[..., 0]) - scale.from_mean(m[..., 1])
@@ -189,7 +189,7 @@ def spread_of_settings(sweeps: Sequence[Sweep], metric: str) -> Table:
 
 def spread_at(sweeps: Sequence[Sweep], at: float, metric: str, reach: float = REACH) -> Table:
     """The spread at one share of full compute."""
-    rows = [(s.name, _read(read_off(s, [at], reach), metric, len(s.clips)), s.prompts) for s in sweeps]
+    rows = [(s.name, _read(read_off(s, [at], reach, metric), metric, len(s.clips)), s.prompts) for s in sweeps]
     rows = [row for row in rows if not np.isnan(row[1]).all()]
     return spread_table(rows, metric, f"Spread of {metric} over prompts, at {at:g} of full compute")
 
@@ -200,7 +200,7 @@ def prompts_table(sweeps: Sequence[Sweep], metric: str, at: float | None, reach:
     columns: list[tuple[str, Sweep, np.ndarray]] = []
     for s in sweeps:
         if at is not None:
-            columns.append((s.name, s, _read(read_off(s, [at], reach), metric, len(s.clips))))
+            columns.append((s.name, s, _read(read_off(s, [at], reach, metric), metric, len(s.clips))))
         else:
             names = [f"{s.name}: {setting}" if setting else s.name for setting in s.settings]
             columns += [(name, s, _column(s, metric, k)) for k, name in enumerate(names)]

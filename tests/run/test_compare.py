@@ -152,12 +152,12 @@ def test_two_swept_options_are_one_line_with_a_word_on_it_and_two_when_split(mak
 @pytest.mark.parametrize(
     ("change", "word", "hint"),
     [
-        ({"sampling": {"num_steps": 30}}, "sampling.num_steps is 20 in", "--by num_steps"),
-        ({"sampling": {"height": 64}}, "sampling.height is 32", "--by resolution"),
-        ({"facts": {"model_fingerprint": "xyz"}}, "model is tiny (abc)", "--by model"),
-        ({"facts": {"dtype": "bfloat16"}}, "dtype is float32", "Give fewer runs"),
-        ({"prompts": ("a cat", "a fish", "a bird")}, "prompts is 3 prompts, a bird, a cat, a dog", "fewer runs"),
-        ({"seeds": 1}, "seeds is 6 videos, seeds 0, 1, 2, 3, ...", "fewer runs"),
+        ({"sampling": {"num_steps": 30}}, "sampling.num_steps: 20 in", "--by num_steps"),
+        ({"sampling": {"height": 64}}, "sampling.height: 32", "--by resolution"),
+        ({"facts": {"model_fingerprint": "xyz"}}, "model: tiny (abc)", "--by model"),
+        ({"facts": {"dtype": "bfloat16"}}, "dtype: float32", "Give fewer runs"),
+        ({"prompts": ("a cat", "a fish", "a bird")}, "prompts: 3 prompts, a bird, a cat, a dog", "fewer runs"),
+        ({"seeds": 1}, "seeds: 6 videos, seeds 0, 1, 2, 3, ...", "fewer runs"),
     ],
 )
 def test_rows_with_other_references_are_refused_with_what_differs(make, change, word, hint):
@@ -184,7 +184,7 @@ def test_by_resolution_gives_each_size_its_own_tables_and_says_what_else_changes
     assert [block.name for block in comparison.blocks] == ["resolution 24 x 24", "resolution 48 x 48"]
     for block, size in enumerate((24, 48)):
         assert table(comparison, "At 0.5 of full compute", block).rows[0].cells[0].value == pytest.approx(size)
-    assert any("num_steps is" in note and "Between the tables" in note for note in comparison.notes)
+    assert any("num_steps: " in note and "Between the tables" in note for note in comparison.notes)
     odd = make("odd", {"name": "pab"}, 0.5, [9] * 3, sampling={"height": 24, "width": 24})
     with pytest.raises(ValueError, match="with resolution 24 x 24 are not compared") as error:
         compare([*runs, odd], Options(by=("resolution",)))
@@ -220,10 +220,10 @@ def test_what_differs_is_said_in_sentences_and_nothing_when_nothing_does(make):
         environment={"git": {"revision": "fedcba9876543210", "dirty": True}, "load_average": 3.5, "cpu": "another"},
     )  # fmt: skip
     said = "\n".join(compare([*same, other]).blocks[0].statements)
-    assert "launch.num_threads is 1 in 2 runs; 4 in pab-x." in said
-    assert "the git revision is 0123456789 in 2 runs; fedcba9876 in pab-x." in said
-    assert "uncommitted changes is false in 2 runs; true in pab-x." in said
-    assert "cpu is a CPU in 2 runs; another in pab-x." in said
+    assert "launch.num_threads: 1 in 2 runs; 4 in pab-x." in said
+    assert "git revision: 0123456789 in 2 runs; fedcba9876 in pab-x." in said
+    assert "uncommitted changes: false in 2 runs; true in pab-x." in said
+    assert "cpu: a CPU in 2 runs; another in pab-x." in said
     assert "was 0.5 to 3.5 on 2 cores" in said
     assert "The same in all rows: model (by its files), dtype, sampling, prompts and seeds." in said
     assert "pab: one setting, so no line." in said
@@ -354,4 +354,4 @@ def test_a_real_grid_is_compared_alike_by_its_file_its_folder_and_its_runs(tmp_p
     assert compare([result.folder], Options(baseline="static")).text() == by_file.text()
     folders = [tmp_path / "runs" / row["directory"] for row in result.cells]
     assert compare(folders, Options(baseline="static")).text() == by_file.text()
-    assert not [sentence for sentence in by_file.blocks[0].statements if "revision is" in sentence]
+    assert not [sentence for sentence in by_file.blocks[0].statements if "revision: " in sentence]
