@@ -25,7 +25,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
         "Nothing is read back from the device.",
         (
             "full", "static", "fora", "pab", "delta_dit", "blockdance", "tgate", "fastercache", "magcache", "smoothcache",
-            "lemica", "plan",
+            "lemica", "plan", "l2c", "harmonica",
         ),
     ),
     "Adaptive within the step": (
