@@ -119,7 +119,7 @@ def _combined(newest: State, older: Sequence[tuple[State, float]]) -> State:
 
 def check_forecast(order: int, spacing: str, owner: str, damping: float = 1.0) -> None:
     """Raise ValueError unless the options of a forecast make sense."""
-    if not isinstance(order, int) or order < 0:
+    if order < 0:
         raise ValueError(f"{owner}: order={order} must be a whole number >= 0 (0 copies, 1 is a line, 2 a parabola)")
     if spacing not in get_args(Spacing):
         raise ValueError(f"{owner}: spacing={spacing!r} must be one of {', '.join(get_args(Spacing))}")

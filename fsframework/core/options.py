@@ -16,8 +16,9 @@ def check_types(policy: Any, owner: str) -> None:
     """Check the options of a dataclass against their annotations: numbers, flags, strings, lists and mappings of them, or None.
 
     `ReusePolicy` does it for every policy, before its own `__post_init__`, so that the comparisons there make sense. NumPy's
-    numbers are numbers; True is not. A tuple or a range is a list as well, a string is not. Only the elements that are
-    numbers or strings themselves are looked at, and what is annotated otherwise (`Any`, a class) passes.
+    numbers are numbers, and become Python's, for whether a number is a float tells fractions from counts. True is none. A
+    tuple or a range is a list as well, a string is not. Only the elements that are numbers or strings themselves are looked
+    at, and what is annotated otherwise (`Any`, a class) passes.
 
     Raises:
         ValueError: an option has another type; says which, what was given and what is allowed.
@@ -27,6 +28,8 @@ def check_types(policy: Any, owner: str) -> None:
         if not any(_is(value, annotation) for annotation in allowed):
             words = dict.fromkeys(_words(annotation) for annotation in allowed)
             raise ValueError(f"{owner}: {name}={value!r} must be {' or '.join(words)}")
+        if isinstance(value, Real) and not isinstance(value, (int, float)):
+            object.__setattr__(policy, name, int(value) if isinstance(value, Integral) else float(value))
 
 
 _PLAIN: dict[Any, tuple[str, str, type]] = {

@@ -9,6 +9,7 @@ import pytest
 
 from fsframework.core import POLICIES, Recompute, ReusePolicy
 from fsframework.core.options import check_types
+from fsframework.policies import DeltaDiT
 
 Windows = tuple[tuple[float, float], ...]
 
@@ -47,6 +48,18 @@ class Options:
 )
 def test_options_of_their_type_pass(options):
     assert Options(**options) == Options(**options)
+
+
+def test_numbers_of_numpy_become_pythons_so_that_a_fraction_is_told_from_a_count():
+    options = Options(warmup=np.float32(0.25), interval=np.int64(3), most=np.int32(2))
+    assert [(v, type(v)) for v in (options.warmup, options.interval, options.most)] == [
+        (0.25, float),
+        (3, int),
+        (2, int),
+    ]
+    delta = DeltaDiT(boundary=np.float32(0.5), num_blocks=np.float32(0.25))
+    assert delta.spans(8) == ((0, 2), (6, 8))
+    assert delta == DeltaDiT(boundary=0.5, num_blocks=0.25)
 
 
 @pytest.mark.parametrize(
