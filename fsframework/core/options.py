@@ -23,7 +23,8 @@ def check_types(policy: Any, owner: str) -> None:
     Raises:
         ValueError: an option has another type; says which, what was given and what is allowed.
     """
-    for name, allowed in _allowed(type(policy)).items():
+    policy_class: Any = type(policy)
+    for name, allowed in _allowed(policy_class).items():
         value = getattr(policy, name)
         if not any(_is(value, annotation) for annotation in allowed):
             words = dict.fromkeys(_words(annotation) for annotation in allowed)
