@@ -1,11 +1,11 @@
 import csv
 import json
-import struct
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from wandb_file import offline_records
 
 from fsframework.config.grid import Executor, load_ablation
 from fsframework.run import ablation as module
@@ -330,32 +330,12 @@ def test_one_process_alone_meets_nobody():
 # W&B.
 
 
-def wandb_records(file: Path) -> list:
-    """The records of an offline run's file: LevelDB's log format around wandb's messages."""
-    from wandb.proto import wandb_internal_pb2
-
-    data, place, parts, records = file.read_bytes(), 7, b"", []
-    while place + 7 <= len(data):
-        if (room := 32768 - place % 32768) < 7:
-            place += room
-            continue
-        _, size, kind = struct.unpack("<IHB", data[place : place + 7])
-        parts += data[place + 7 : place + 7 + size]
-        place += 7 + size
-        if kind in (1, 4):  # whole, or the last piece
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(parts)
-            records.append(record)
-            parts = b""
-    return records
-
-
 @pytest.mark.slow
 def test_wandb_knows_the_ablation_as_group_the_cell_as_job_type_and_the_directory_as_id(grid, loads, tmp_path):
     found = ablate(grid("grid: {policy.interval: [2, 3]}", "tracking.wandb=offline"))
     for row in found.cells:
         (file,) = (tmp_path / "runs" / row["directory"] / "wandb").glob("offline-run-*/*.wandb")
-        (run,) = [record.run for record in wandb_records(file) if record.HasField("run")]
+        (run,) = [record.run for record in offline_records(file) if record.HasField("run")]
         assert (run.run_id, run.run_group, run.job_type) == (row["directory"], "sweep", row["cell"])
 
 
