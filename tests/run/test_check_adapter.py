@@ -43,9 +43,7 @@ class TwoStreamsAdapter(ModelAdapter):
         return {name: torch.randn(shape, generator=generator) for name in ("hidden_states", "other")}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in ADAPTERS if n != "opensora"]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in ADAPTERS])
 def test_the_facts_of_every_family_hold(name):
     lines = check_adapter(ADAPTERS[name]())
     assert len(lines) == 5

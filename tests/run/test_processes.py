@@ -11,6 +11,8 @@ from pathlib import Path
 import pandas
 import pytest
 
+from fsframework.run.artifacts import RunDirectory
+
 pytestmark = pytest.mark.slow
 
 ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
@@ -88,6 +90,45 @@ def test_a_stopped_run_goes_on_to_the_same_files_and_metrics_as_one_that_never_s
 def test_two_processes_make_the_same_videos_as_one(tmp_path, overrides, unbroken):
     finish(command(tmp_path, overrides, "launch.num_processes=2"))
     assert results(only_run(tmp_path / "runs")) == unbroken
+
+
+def child_of(process: subprocess.Popen) -> int:
+    """The second of two processes: Fabric starts it from the first, with LOCAL_RANK=1."""
+    task = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    for child in task.read_text().split():
+        if b"LOCAL_RANK=1" in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return int(child)
+    raise AssertionError("there is no second process")
+
+
+def test_a_process_that_is_killed_loses_its_current_video_only(tmp_path, overrides, unbroken):
+    # Process 0 makes videos 0, 2, 4, ..., process 1 makes 1, 3, 5, ... of the 24.
+    arguments = command(tmp_path, overrides, "launch.num_processes=2")
+    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    recorded = lambda: {
+        json.loads(line)["index"]
+        for file in (tmp_path / "runs").glob("*/videos.jsonl")
+        for line in file.read_text().splitlines(keepends=True)
+        if line.endswith("\n")
+    }
+    deadline = time.monotonic() + 600
+    while not {0, 1, 3} <= recorded() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    before = recorded()
+    os.kill(child_of(process), signal.SIGKILL)
+    assert process.wait(120) != 0
+    folder = only_run(tmp_path / "runs")
+    assert not (folder / "metrics.json").exists()
+    done = {record["index"]: record for record in RunDirectory(folder).read_records()}
+    assert before <= set(done)  # nothing that was finished is lost
+    for rank in range(2):
+        own = sorted(index for index in done if index % 2 == rank)
+        assert own == list(range(rank, rank + 2 * len(own), 2))  # and what is missing begins with the current video
+    stamps = {folder / r["file"]: (folder / r["file"]).stat().st_mtime_ns for r in done.values()}
+    assert len(stamps) < 24
+    finish(command(tmp_path, overrides))  # goes on in one process
+    assert {file: file.stat().st_mtime_ns for file in stamps} == stamps
+    assert results(folder) == unbroken
 
 
 def test_a_process_that_dies_fails_the_run_and_the_same_command_completes_it(tmp_path, overrides, unbroken):
