@@ -23,6 +23,15 @@ from fsframework.run.launch import World
 
 _OBJECT_STORE_BYTES = 100 << 20
 """Of a Ray of our own: configs and outcomes pass through it, no tensors."""
+_PATIENCE = {
+    "worker_register_timeout_seconds": 600,
+    "agent_register_timeout_ms": 600_000,
+    "health_check_failure_threshold": 40,
+}
+"""For a Ray of our own on a busy machine, on which Ray's usual minute is over while its processes still import."""
+_START_ATTEMPTS = 5
+"""Ray gives its own processes about half a minute to come up, and its node dies if its agent has not by then; neither can be set.
+The next attempt finds the files in memory."""
 
 
 class _Actor:
@@ -75,14 +84,31 @@ def _init(ray: Any, executor: Executor) -> None:
     address = executor.address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+        options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES, "_system_config": _PATIENCE}
         if executor.jobs > 1:
             options["num_cpus"] = executor.jobs * executor.num_cpus
-    try:
-        ray.init(address=address, **options)
-    except Exception as error:  # Ray raises plain ones, such as after 30 s on a machine too busy to start it
-        what = "could not start ray here" if address is None else f"could not reach ray at {address}"
-        raise ValueError(f"{what}: {_first_line(error)}") from error
+    attempts = _START_ATTEMPTS if address is None else 1
+    for attempt in range(1, attempts + 1):
+        before = _children()
+        try:
+            ray.init(address=address, **options)
+            return
+        except Exception as error:  # Ray raises plain ones, such as after a minute on a machine too busy to start it
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+            for left in _children() - before:  # `shutdown` knows nothing of a Ray that came up halfway
+                with contextlib.suppress(Exception):
+                    left.kill()
+            if attempt == attempts:
+                what = "could not start ray here" if address is None else f"could not reach ray at {address}"
+                raise ValueError(f"{what}: {_first_line(error)}") from error
+
+
+def _children() -> set[Any]:
+    """The processes that this one began, and theirs."""
+    import psutil
+
+    return set(psutil.Process().children(recursive=True))
 
 
 def _check_room(ray: Any, todo: Sequence[PlannedCell], executor: Executor) -> None:
