@@ -284,6 +284,11 @@ def _get_path(module: nn.Module, path: str) -> Any:
 
 
 def _check_block(facts: BlockList, block: nn.Module) -> list[str]:
+    if hasattr(block, "_orig_mod"):
+        return [
+            f"{facts.path}: a block was replaced by torch.compile(block); compile blocks where they are, with "
+            f"block.compile(), so that the model keeps its modules' names"
+        ]
     wrong = []
     signature = list(inspect.signature(type(block).forward).parameters)
     for name in facts.streams:

@@ -114,6 +114,8 @@ class ReuseEngine:
         self.may_idle = False
         """Seeing no forward needs no warning."""
         self._warned: set[str] = set()
+        self._first_compiled: object = None
+        """What the first block calls in place of its forward, if it was compiled."""
         self._keys: list[BlockKey] = []
         self._positions = [wrap.positions(block.module) for block in bound.blocks]
         self._model_positions = wrap.positions(bound.transformer)
@@ -192,8 +194,10 @@ class ReuseEngine:
             for part_site in [s for s in self.sites if s.part.inside_block and s.start == index]:
                 name = block.facts.submodule(part_site.part)
                 assert name is not None
+                self._check_inside(block.module, part_site)
                 part = block.module.get_submodule(name)
                 self._put_in(part, wrap.block_wrapper(part), active, PartKey(key, part_site))
+        self._first_compiled = wrap.compiled_call(self.bound.blocks[0].module)
         scheduler = self._clock.open()
         if scheduler is not None:
             clock = wrap.shared_active(scheduler, "step")
@@ -212,6 +216,38 @@ class ReuseEngine:
         self._installed.append((owner, what, slot))
         if key is not None:
             self.slot_keys[slot] = key
+
+    def _check_inside(self, block: nn.Module, site: Site) -> None:
+        """Raise if a sub-module site lies in a compiled block."""
+        if wrap.compiled_call(block) is None:
+            return
+        kind = type(block).__name__
+        raise ValueError(
+            f"{type(self.policy).__name__} asks about {site}, inside a {kind} that is compiled, where nothing can be "
+            f"intercepted. Compile the sub-modules that it asks about instead of the blocks ({site.part.value}: "
+            f"`block.{self.bound.blocks[site.start].facts.submodule(site.part)}.compile()`), or use a policy about blocks."
+        )
+
+    def _follow_compilation(self) -> None:
+        """Blocks or sub-modules were compiled since they were wrapped, or are no longer: wrap what is called now.
+
+        Otherwise a compiled block would have the wrapper inside its graph, which would then be another one per block.
+        """
+        for i, (owner, what, slot) in enumerate(self._installed):
+            key = self.slot_keys.get(slot)
+            if key is None:
+                continue
+            if isinstance(key, PartKey):
+                self._check_inside(key.block.bound.module, key.site)
+            now = wrap.block_wrapper(owner)
+            if now is what:
+                wrap.restore_lost(owner, what, slot)
+                continue
+            wrap.uninstall(owner, what[0])
+            moved = wrap.install(owner, now, slot.active)
+            self._installed[i] = (owner, now, moved)
+            self.slot_keys[moved] = self.slot_keys.pop(slot)
+        self._first_compiled = wrap.compiled_call(self.bound.blocks[0].module)
 
     def _uninstall(self) -> None:
         while self._installed:
@@ -274,6 +310,7 @@ class ReuseEngine:
         timesteps = self._clock.new_timesteps(running=self._video is not None, first=first)
         if timesteps is not None:
             self._finish_video()
+            self._follow_compilation()
             self.cache, self.meter = self._new_cache(), Meter(self._group)
             self._video = VideoInProgress(Trace(self.num_videos, self.sites, timesteps, self.policy.parts))
             self.num_videos += 1
@@ -316,6 +353,8 @@ class ReuseEngine:
         arguments = {**dict(zip(self._model_positions, args)), **kwargs}
         named = self._context.branch
         video = self._now(arguments, named)
+        if wrap.compiled_call(self.bound.blocks[0].module) is not self._first_compiled:
+            self._follow_compilation()
         branch = self._branch(named, video)
         if branch is None:
             raise RuntimeError(

@@ -127,12 +127,17 @@ BLOCK, COMPILED_BLOCK, MODEL, CONTEXT, SET_TIMESTEPS, STEP = (
 """What can be wrapped: the method's name and its replacement."""
 
 
+def compiled_call(module: nn.Module) -> object:
+    """What a module calls in place of its forward since it was compiled (`module.compile()`), or None."""
+    return module.__dict__.get("_compiled_call_impl")
+
+
 def block_wrapper(module: nn.Module) -> tuple[str, Callable[..., Any]]:
     """How to wrap a block: its forward, or if it was compiled (`block.compile()`) the compiled call.
 
     So the decision stays outside the graph, which is compiled once for all blocks and never because of us.
     """
-    return BLOCK if module.__dict__.get("_compiled_call_impl") is None else COMPILED_BLOCK
+    return BLOCK if compiled_call(module) is None else COMPILED_BLOCK
 
 
 def _wrapper(owner: Any, method: str, function: Callable[..., Any], original: Callable[..., Any] | None) -> Any:
