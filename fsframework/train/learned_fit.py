@@ -69,7 +69,7 @@ def learn(
     Raises:
         ValueError: something the user can mend; nothing is written then.
     """
-    trainer_class = load_trainers()[config.train["name"]]
+    trainer_class: Any = load_trainers()[config.train["name"]]  # its own __init__ takes a Learning and nothing else
     options = options_of(trainer_class.options_class, config)
     clips = _clips(config.prompts, config.seeds)
     validation = config.validation
@@ -84,7 +84,7 @@ def learn(
     sampling = {key: getattr(model.checkpoint, key) if value is None else value for key, value in given.items()}
     folder = Path(config.output_dir)
     metrics = MetricsFile(folder / "metrics.jsonl")
-    module = trainer_class(Learning(config, options, model, sampling, clips, validation_clips, metrics))
+    module: LearnedModule = trainer_class(Learning(config, options, model, sampling, clips, validation_clips, metrics))
     _claim(folder, config, options)
     cost = _fit(module, config, folder)
     is_first = bool(module.trainer.is_global_zero)
