@@ -39,6 +39,7 @@ class Clock:
                 "timesteps holds a value twice, so a step can not be told from its timestep. Give one distinct number per "
                 "step (range(num_steps), say) and tell the session each step with session.step(i)."
             )
+        self._step_of = {} if self.own is None else {t: i for i, t in enumerate(self.own)}
         self.scheduler: Any = None
         self.pending = False
         self._in_stage = in_stage
@@ -105,9 +106,13 @@ class Clock:
         assert own is not None
         if isinstance(timestep, Tensor):
             first = _of_first_sample(timestep)
-            value = first.reshape(1).tolist()[0] if first.device.type == "cpu" else meter.fetch(first)[0]
+            read: Any = first.tolist() if first.device.type == "cpu" else meter.fetch(first)[0]
+            value = float(read)
         else:
             value = float(timestep)
+        exactly = self._step_of.get(value)
+        if exactly is not None:
+            return exactly
         nearest = min(range(len(own)), key=lambda i: abs(own[i] - value))
         spacing = max(abs(own[0] - own[-1]) / max(len(own) - 1, 1), 1e-6)
         if abs(own[nearest] - value) > 0.25 * spacing:
@@ -120,7 +125,9 @@ class Clock:
 
 def _of_first_sample(timestep: Tensor) -> Tensor:
     """The timestep of the first sample; where each token or frame has its own, of those that are denoised: the largest."""
-    return timestep if timestep.ndim == 0 else timestep[0].max()
+    if timestep.ndim == 0:
+        return timestep
+    return timestep[0] if timestep.ndim == 1 else timestep[0].max()
 
 
 def _begin(timesteps: Sequence[float], first: Any) -> int:

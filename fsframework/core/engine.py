@@ -120,6 +120,12 @@ class ReuseEngine:
         self._positions = [wrap.positions(block.module) for block in bound.blocks]
         self._model_positions = wrap.positions(bound.transformer)
         self.slot_keys: dict[wrap.Slot, BlockKey | PartKey] = {}
+        self.ordinary_keys: dict[wrap.Slot, BlockKey] = {}
+        """Of the blocks that the policy is asked about and at which no region begins."""
+        self.has_part_sites = any(site.part.inside_block for site in self.sites)
+        self.rows_per_forward = len(bound.blocks) + sum(site.part is not Part.BLOCK for site in self.sites)
+        """Rows of the trace for one forward: each block, and whatever else the policy is asked about."""
+        self._calls = bound.adapter.calls()
         self._installed: list[tuple[Any, tuple[str, Callable[..., Any]], wrap.Slot]] = []
         self._actives: list[wrap.Active] = []
         self._flops: dict[str, dict[Site, float]] = {}
@@ -181,14 +187,16 @@ class ReuseEngine:
         regions = [site for site in self.sites if site.part in (Part.TRUNK, Part.SPAN)]
         regions.sort(key=lambda site: -site.stop)
         asked = {site.start: site for site in self.sites if site.part is Part.BLOCK}
-        self._keys, self._actives, self.slot_keys = [], [active], {}
+        self._keys, self._actives, self.slot_keys, self.ordinary_keys = [], [active], {}, {}
         self._put_in(model, wrap.MODEL, active)
         if hasattr(type(model), "cache_context"):
             self._put_in(model, wrap.CONTEXT, active)
         for index, block in enumerate(self.bound.blocks):
             site = asked.get(index, self.bound.block_site(index))
             here = tuple(s for s in regions if s.start == index)
-            key = BlockKey(block, index, site, index in asked, here, self._positions[index])
+            key = BlockKey(
+                block, index, site, index in asked, here, self._positions[index], site in self.residual_sites
+            )
             self._keys.append(key)
             self._put_in(block.module, wrap.block_wrapper(block.module), active, key)
             for part_site in [s for s in self.sites if s.part.inside_block and s.start == index]:
@@ -216,6 +224,8 @@ class ReuseEngine:
         self._installed.append((owner, what, slot))
         if key is not None:
             self.slot_keys[slot] = key
+        if isinstance(key, BlockKey) and key.asked and not key.regions:
+            self.ordinary_keys[slot] = key
 
     def _check_inside(self, block: nn.Module, site: Site) -> None:
         """Raise if a sub-module site lies in a compiled block."""
@@ -247,6 +257,8 @@ class ReuseEngine:
             moved = wrap.install(owner, now, slot.active)
             self._installed[i] = (owner, now, moved)
             self.slot_keys[moved] = self.slot_keys.pop(slot)
+            if slot in self.ordinary_keys:
+                self.ordinary_keys[moved] = self.ordinary_keys.pop(slot)
         self._first_compiled = wrap.compiled_call(self.bound.blocks[0].module)
 
     def _uninstall(self) -> None:
@@ -327,7 +339,7 @@ class ReuseEngine:
         did not come yet; None if there is none left in this step."""
         if named is not None:
             return None if named in video.seen else named
-        return next((name for name in self.bound.adapter.calls() if name not in video.seen), None)
+        return next((name for name in self._calls if name not in video.seen), None)
 
     def _finish_video(self) -> None:
         self.predictions.clear()
@@ -358,7 +370,7 @@ class ReuseEngine:
         branch = self._branch(named, video)
         if branch is None:
             raise RuntimeError(
-                f"two forwards in step {video.step} for guidance branch {named or self.bound.adapter.calls()[-1]!r}. If your "
+                f"two forwards in step {video.step} for guidance branch {named or self._calls[-1]!r}. If your "
                 f'loop calls the model once per branch, name them: `with session.branch("cond"): ...` and `with '
                 f'session.branch("uncond"): ...`. If it does not call scheduler.step, open the session with timesteps=[...].'
             )
@@ -378,10 +390,10 @@ class ReuseEngine:
         step = Step(video.step, len(trace.timesteps), trace.timesteps[video.step])
         kind = CountingRecord if self._live else ForwardRecord
         record = kind(self, video.runs[branch], step, branch, video.states[branch], arguments)
-        self.policy.begin_forward(record.state, record)
-        if self.policy.eliminate_dead and not self.residual_sites and not self.bound.keeps_aside:
-            record.plan(self._keys)
         try:
+            self.policy.begin_forward(record.state, record)
+            if self.policy.eliminate_dead and not self.residual_sites and not self.bound.keeps_aside:
+                record.plan(self._keys)
             if Part.MODEL in self.policy.parts:
                 output = ModelCall(self, record, slot, model, args, kwargs, arguments).run()
             else:
@@ -391,6 +403,7 @@ class ReuseEngine:
             raise
         finally:
             self.forward_record = None
+            record.close()
         self.policy.end_forward(record.state, record)
         return output
 
@@ -425,7 +438,7 @@ class ReuseEngine:
     ) -> Any:
         """Let the model run, its blocks going through `record`. `batch_share`: the part of the full batch given to it."""
         trace = self.note_forward(record, batch_share)
-        first = len(trace)
+        first = record.num_rows
         self.forward_record = record
         if isinstance(record, CountingRecord) and batch_share == 1.0:
             with record.counter:
@@ -436,18 +449,19 @@ class ReuseEngine:
             output = slot.call(model, args, kwargs)
         self.forward_record = None
         if batch_share != 1.0:
-            trace.batch_share.update((row, batch_share) for row in range(first, len(trace)))
-        if not record.visited:
+            trace.batch_share.update((row, batch_share) for row in range(first, record.num_rows))
+        num_missing = record.visited.count(0)
+        if num_missing == len(self._keys):
             raise RuntimeError(
                 f"none of the {len(self._keys)} blocks of {type(model).__name__} came by in a forward: their wrappers are "
                 f"no longer in place. Removing an offload hook that was installed before the session does this; open a "
                 f"new session after changing hooks."
             )
         record.check_restored()
-        if len(record.visited) < len(self._keys):
-            missing = [key.site.name for key in self._keys if key.index not in record.visited]
+        if num_missing:
+            missing = [key.site.name for key in self._keys if not record.visited[key.index]]
             self._warn(
-                "missing", f"{len(missing)} blocks were not run by the model itself: {', '.join(missing[:4])} ..."
+                "missing", f"{num_missing} blocks were not run by the model itself: {', '.join(missing[:4])} ..."
             )
         return output
 

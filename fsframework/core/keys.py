@@ -14,10 +14,19 @@ from fsframework.core.site import Site, State
 class BlockKey:
     """A block: its sites, and how to take its streams from its arguments and put them into its return value."""
 
-    __slots__ = ("asked", "bound", "in_tuple", "index", "positions", "regions", "same_order", "single", "site")
+    __slots__ = (
+        "asked", "bound", "has_run", "in_tuple", "index", "positions", "regions", "residual", "same_order", "single", "site"
+    )  # fmt: skip
 
     def __init__(
-        self, bound: BoundBlock, index: int, site: Site, asked: bool, regions: tuple[Site, ...], pos: Mapping[str, int]
+        self,
+        bound: BoundBlock,
+        index: int,
+        site: Site,
+        asked: bool,
+        regions: tuple[Site, ...],
+        pos: Mapping[str, int],
+        residual: bool,
     ) -> None:
         facts = bound.facts
         self.bound = bound
@@ -25,6 +34,10 @@ class BlockKey:
         self.site = site
         self.asked = asked
         self.regions = regions
+        self.residual = residual
+        """Its output minus its input is cached."""
+        self.has_run = False
+        """Its return value was looked at once."""
         self.positions = tuple((name, pos[name]) for name in facts.streams)
         self.single = len(facts.returns) == 1
         self.in_tuple = False

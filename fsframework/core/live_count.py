@@ -11,20 +11,24 @@ from fsframework.core.visit import ForwardRecord
 from fsframework.core.wrap import Slot
 
 
+def flop_counter() -> Any:
+    """torch's `FlopCounterMode`, which knows the GPU's attention kernels, with the CPU's, that would else cost nothing."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+    def attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={on_cpu: attention})
+
+
 class CountingRecord(ForwardRecord):
     """A forward that also counts its FLOPs: enter `counter` around it. The first one of each branch in a video is one."""
 
     def __init__(self, *args: Any) -> None:
-        import torch
-        from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
-
-        def attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-            return sdpa_flop_count(query, key, value)
-
         super().__init__(*args)
-        # The counter knows the GPU's attention kernels but not the CPU's, which would then cost nothing.
-        on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        self.counter = FlopCounterMode(display=False, custom_mapping={on_cpu: attention})
+        self.counter = flop_counter()
         self.flops: dict[Site, float] = {}
         """What went by while each block or sub-module ran."""
 

@@ -105,16 +105,7 @@ def join(traces: Sequence[Trace]) -> Trace:
     out.count_flops = {branch: counter(branch) for trace in traces for branch in trace.count_flops}
     first_step = 0
     for trace in traces:
-        first_row = len(out)
-        out.step += [first_step + step for step in trace.step]
-        for name in ("branch", "site", "decision", "forced", "lag"):
-            getattr(out, name).extend(getattr(trace, name))
-        for name in ("seconds", "batch_share", "share"):
-            getattr(out, name).update({first_row + row: value for row, value in getattr(trace, name).items()})
-        out.forwards += [(first_step + step, branch, share, model) for step, branch, share, model in trace.forwards]
-        for column in ("distance", "threshold"):
-            for row, value in trace.logged(column).items():
-                out.log(column, first_row + row, value)
+        out.extend(trace, first_step)
         first_step += len(trace.timesteps)
     return out
 

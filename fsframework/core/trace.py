@@ -43,7 +43,10 @@ Value = Tensor | float
 
 @dataclass
 class Trace:
-    """The decisions of one video, appended by the engine during the run and resolved on the first read.
+    """The decisions of one video, written by the engine during the run and resolved on the first read.
+
+    Columns are lists with a value per row. The engine lengthens them once per forward (`begin`), with what nearly every
+    row holds, so that a visit only writes what it alone knows: its site, and whatever is not a recompute.
 
     Distances and thresholds may be device scalars; they are brought over in one transfer when first asked for.
     """
@@ -63,6 +66,10 @@ class Trace:
     decision: list[int] = field(default_factory=list)
     forced: list[bool] = field(default_factory=list)
     lag: list[int] = field(default_factory=list)
+    distance: list[Value | None] = field(default_factory=list)
+    """As the policy logged it, None where it did not; `logged` gives numbers."""
+    threshold: list[Value | None] = field(default_factory=list)
+    """As `distance`."""
     seconds: dict[int, float] = field(default_factory=dict)
     batch_share: dict[int, float] = field(default_factory=dict)
     """Share of the batch, for rows of a forward of half a guidance batch."""
@@ -70,26 +77,59 @@ class Trace:
     """Share of the tokens really executed, for `partial` rows."""
     forwards: list[tuple[int, str, float, str]] = field(default_factory=list)
     """(step, branch, share of the batch, denoiser) of every forward of the model."""
-    _logged: dict[str, list[tuple[int, Value]]] = field(default_factory=lambda: defaultdict(list))
+    _logged: dict[str, dict[int, Value]] = field(default_factory=lambda: defaultdict(dict))
+    """By name and row, what else the policy logged."""
     _resolved: dict[str, dict[int, float]] = field(default_factory=dict)
     _flops: dict[str, dict[Site, float]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.step)
 
-    def append(self, step: int, branch: str, site: Site, decision: int) -> int:
-        """Add a row and return its number. The engine's; on the hot path."""
-        self.step.append(step)
-        self.branch.append(branch)
-        self.site.append(site)
-        self.decision.append(decision)
-        self.forced.append(False)
-        self.lag.append(0)
-        return len(self.step) - 1
+    def begin(self, step: int, branch: str, num_rows: int) -> int:
+        """Prepare rows for a forward, all recomputes so far; gives the number of the first. `end` takes back the rest."""
+        first = len(self.step)
+        self.step += [step] * num_rows
+        self.branch += [branch] * num_rows
+        self.site += [self.sites[0]] * num_rows
+        self.decision += [RECOMPUTE] * num_rows
+        self.forced += [False] * num_rows
+        self.lag += [0] * num_rows
+        self.distance += [None] * num_rows
+        self.threshold += [None] * num_rows
+        return first
+
+    def end(self, num_rows: int) -> None:
+        """Keep `num_rows` rows of the whole trace: a forward may have fewer visits than were prepared for."""
+        if num_rows < len(self.step):
+            for column in self._columns():
+                del column[num_rows:]
+
+    def extend(self, other: Trace, first_step: int) -> None:
+        """Add the rows and forwards of another trace, whose steps count on from `first_step`."""
+        first_row = len(self)
+        for own, more in zip(self._columns(), other._columns()):
+            own += more
+        self.step[first_row:] = [first_step + step for step in other.step]
+        for name in ("seconds", "batch_share", "share"):
+            getattr(self, name).update({first_row + row: value for row, value in getattr(other, name).items()})
+        self.forwards += [(first_step + step, branch, share, model) for step, branch, share, model in other.forwards]
+        for column in ("distance", "threshold", *other._logged):  # as numbers: the traces' devices may differ
+            for row, value in other.logged(column).items():
+                self.log(column, first_row + row, value)
+
+    def _columns(self) -> tuple[list[Any], ...]:
+        return (
+            self.step, self.branch, self.site, self.decision, self.forced, self.lag, self.distance, self.threshold
+        )  # fmt: skip
 
     def log(self, column: str, row: int, value: Value) -> None:
         """Note a distance, threshold or other named number for a row; a tensor is read later."""
-        self._logged[column].append((row, value))
+        if column == "distance":
+            self.distance[row] = value
+        elif column == "threshold":
+            self.threshold[row] = value
+        else:
+            self._logged[column][row] = value
 
     def column(self, name: str) -> list[Any]:
         """One column as a list, a value per row."""
@@ -229,12 +269,15 @@ class Trace:
         """`distance`, `threshold` or whatever else the policy logged, by row, only the rows that have one; device scalars
         come over in one transfer."""
         if column not in self._resolved:
-            logged = self._logged.get(column, [])
-            tensors = [(row, v) for row, v in logged if isinstance(v, Tensor)]
-            values = {row: v for row, v in logged if not isinstance(v, Tensor)}
+            if column in ("distance", "threshold"):
+                logged = {row: v for row, v in enumerate(getattr(self, column)) if v is not None}
+            else:
+                logged = self._logged.get(column, {})
+            tensors = {row: v for row, v in logged.items() if isinstance(v, Tensor)}
+            values = {row: v for row, v in logged.items() if not isinstance(v, Tensor)}
             if tensors:
-                flat = torch.stack([v.detach().to(torch.float32).reshape(()) for _, v in tensors])
-                values.update(zip((row for row, _ in tensors), flat.tolist()))
+                flat = torch.stack([v.detach().to(torch.float32).reshape(()) for v in tensors.values()])
+                values.update(zip(tensors, flat.tolist()))
             self._resolved[column] = values
         return self._resolved[column]
 

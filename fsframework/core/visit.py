@@ -24,9 +24,25 @@ from fsframework.core.wrap import Slot, positions
 if TYPE_CHECKING:
     from fsframework.core.engine import ReuseEngine
 
+NO_ARGUMENTS: dict[str, Any] = {}
+"""In place of a block's arguments while there is none."""
+
 
 class ForwardRecord:
-    """One forward of the model in one guidance branch. It is also the `Call` that policies see."""
+    """One forward of the model in one guidance branch. It is also the `Call` that policies see.
+
+    `visit` is the hot path: what a block costs when nothing is reused is what it does there. So it is written out, does
+    not build what nobody asks for, and leaves whatever is not an ordinary recompute or reuse of one block to others.
+    `tests/core/test_cost.py` counts its instructions.
+    """
+
+    __slots__ = (
+        "_args", "_cache", "_decide", "_decisions", "_held", "_key", "_kwargs", "_lags", "_last_reused", "_next",
+        "_observe", "_open", "_ordinary", "_plan", "_planning", "_policy", "_residual_sites", "_restored", "_row",
+        "_rows", "_sites", "_skip_code", "_skip_lag", "_skip_to", "_slot_keys", "_streams", "_suspended", "_trace",
+        "_within", "arguments", "block", "branch", "engine", "meter", "num_samples", "part", "run", "state", "step",
+        "visited",
+    )  # fmt: skip
 
     def __init__(
         self, engine: ReuseEngine, run: Run, step: Step, branch: str, state: Any, arguments: Mapping[str, Any]
@@ -38,26 +54,42 @@ class ForwardRecord:
         self.state = state
         self.meter: Meter = engine.meter
         self.num_samples = engine.bound.num_samples
-        self.visited: set[int] = set()
+        self.visited = bytearray(len(engine.bound.blocks))
+        """1 for each block that came by."""
         self.block: tuple[BlockKey, tuple[Any, ...], dict[str, Any]] | None = None
-        """The block being run, with its arguments: for the gates of its sub-modules."""
+        """The block being run, with its arguments: for the gates of its sub-modules. Only where there are such sites."""
         self.part: tuple[nn.Module, tuple[Any, ...], dict[str, Any]] | None = None
         """The sub-module being visited, with its arguments: for its probes."""
         self.arguments = arguments
         """The model's, by name; only one half of the batch where that half is run alone."""
-        self._at: tuple[BlockKey, tuple[Any, ...], dict[str, Any]] | None = None
+        # The block that execution has come to.
+        self._key: BlockKey | None = None
+        self._args: tuple[Any, ...] = ()
+        self._kwargs: dict[str, Any] = {}
+        latent = arguments[engine.bound.adapter.latent_input]
+        self._streams: State | None = (latent,) if isinstance(latent, Tensor) else tuple(latent)
+        """The streams entering the site that is asked about; None: the block's, taken from its arguments when needed."""
         self._suspended = False
         self._slot_keys = engine.slot_keys
-        self._policy = engine.policy
-        self._cache = engine.cache
-        self._trace = engine.recording
+        timed = engine.timing and engine.recording is not None
+        self._ordinary = {} if timed or engine.bound.has_concatenated else engine.ordinary_keys
+        """The blocks that `visit` deals with itself."""
         self._residual_sites = engine.residual_sites
-        self._observes = type(engine.policy).observe is not ReusePolicy.observe
-        latent = arguments[engine.bound.adapter.latent_input]
-        self._streams: State = (latent,) if isinstance(latent, Tensor) else tuple(latent)
+        policy = self._policy = engine.policy
+        self._decide = policy.decide
+        self._observe = policy.observe if type(policy).observe is not ReusePolicy.observe else None
+        self._cache = engine.cache
+        self._within = engine.has_part_sites
         self._held: dict[Site, list[tuple[str, Tensor | float]]] = {}
         self._planning: Site | None = None
+        # Rows of the trace. `_next` is the number of the next one; the columns are long enough already.
+        trace = self._trace = engine.recording
         self._row = -1
+        self._rows = engine.rows_per_forward
+        self._next = -1 if trace is None else trace.begin(step.index, branch, self._rows)
+        self._sites = [] if trace is None else trace.site
+        self._decisions = [] if trace is None else trace.decision
+        self._lags = [] if trace is None else trace.lag
         # Passing over blocks, up to and including _skip_to, where _restored is put in place.
         self._skip_to = -1
         self._skip_code = REUSE
@@ -86,7 +118,11 @@ class ForwardRecord:
 
     def input(self) -> State:
         """See `Call.input`."""
-        return self._streams
+        streams = self._streams
+        if streams is None:
+            assert self._key is not None
+            streams = self._streams = self._key.streams(self._args, self._kwargs)
+        return streams
 
     def canonical(self, site: Site, value: State) -> State:
         """See `Call.canonical`."""
@@ -99,14 +135,13 @@ class ForwardRecord:
             module, own_args, own_kwargs = self.part
             return adapter.part_probes[name](module, {**dict(zip(positions(module), own_args)), **own_kwargs})
         block: dict[str, Any] = {}
-        if self._at is not None:
-            key, args, kwargs = self._at
+        if (key := self._key) is not None:
             if name in adapter.block_probes and key.index > 0:
                 raise ValueError(
                     f"the probe {name!r} is about the first block's arguments and can not be asked at {key.site}; ask it "
                     f"at the trunk, or at the first block"
                 )
-            block = {**dict(zip(self.engine.block_positions(key.index), args)), **kwargs}
+            block = {**dict(zip(self.engine.block_positions(key.index), self._args)), **self._kwargs}
         return adapter.probe(name, self.engine.bound.transformer, self.arguments, block)
 
     def video_tokens(self, site: Site) -> Tensor:
@@ -129,30 +164,58 @@ class ForwardRecord:
         self, distance: Tensor | float | None = None, threshold: Tensor | float | None = None, **more: Tensor | float
     ) -> None:
         """See `Call.log`."""
-        if self._trace is None:
+        trace = self._trace
+        if trace is None:
             return
-        for column, value in (("distance", distance), ("threshold", threshold), *more.items()):
-            if value is None:
-                continue
-            if self._planning is not None:
-                self._held.setdefault(self._planning, []).append((column, value))
-            elif self._row >= 0:
-                self._trace.log(column, self._row, value)
+        if self._planning is not None:
+            given = {"distance": distance, "threshold": threshold, **more}
+            held = self._held.setdefault(self._planning, [])
+            held += [(column, value) for column, value in given.items() if value is not None]
+            return
+        row = self._row
+        if row < 0:
+            return
+        if distance is not None:
+            trace.distance[row] = distance
+        if threshold is not None:
+            trace.threshold[row] = threshold
+        for column in more:
+            trace.log(column, row, more[column])
 
     # Rows of the trace, and the cache.
 
     def begin_visit(self, site: Site, streams: State, code: int, lag: int = 0) -> int:
         """Start a row for `site`; gives its number, -1 without a trace."""
         self._streams = streams
-        if self._trace is None:
+        trace = self._trace
+        if trace is None:
             return -1
-        row = self._row = self._trace.append(self.step.index, self.branch, site, code)
-        if lag:
-            self._trace.lag[row] = lag
+        row = self._row = self._next
+        self._next = row + 1
+        if row == len(trace.site):
+            self._lengthen()
+        trace.site[row] = site
+        trace.decision[row] = code
+        trace.lag[row] = lag
         if self._held:
             for column, value in self._held.pop(site, ()):
-                self._trace.log(column, row, value)
+                trace.log(column, row, value)
         return row
+
+    def _lengthen(self) -> None:
+        """More rows than were prepared for: the model comes to a block more than once in a forward."""
+        assert self._trace is not None
+        self._trace.begin(self.step.index, self.branch, self._rows)
+
+    def close(self) -> None:
+        """The forward is over: give back the rows of the trace that were not needed."""
+        if self._trace is not None:
+            self._trace.end(self._next)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the trace so far, -1 without one."""
+        return self._next
 
     def amend(self, row: int, code: int, lag: int, share: float | None = None) -> None:
         """Say what was really done at a row."""
@@ -170,7 +233,7 @@ class ForwardRecord:
     def end_visit(self, row: int, site: Site, streams: State, fresh: State, keep: bool, residual: bool = True) -> None:
         """`site` really ran: let the policy observe, then store, as a residual if the policy wants and the part can."""
         self._row, self._streams = row, streams
-        if self._observes and self._policy.observe(self.state, self, site, fresh, self.last(site)) is False:
+        if self._observe is not None and self._observe(self.state, self, site, fresh, self.last(site)) is False:
             keep = False
         if keep:
             self.store(site, fresh, streams if residual else None)
@@ -194,6 +257,7 @@ class ForwardRecord:
 
     def plan(self, keys: Sequence[BlockKey]) -> None:
         """Ask for all blocks now, so that what a later reuse would throw away need not run."""
+        self._ordinary = {}
         self._plan = [DO_RECOMPUTE] * len(keys)
         for key in keys:
             if not key.asked:
@@ -209,6 +273,88 @@ class ForwardRecord:
 
     def visit(self, slot: Slot, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Execution has come to a wrapped module."""
+        key = self._ordinary.get(slot)
+        if key is None or key.index <= self._skip_to:
+            return self._visit_other(slot, module, args, kwargs)
+        site = key.site
+        self.visited[key.index] = 1
+        self._key = key
+        self._args = args
+        self._kwargs = kwargs
+        self._streams = None
+        row = self._next
+        if row >= 0:
+            self._row = row
+            self._next = row + 1
+            try:
+                self._sites[row] = site
+            except IndexError:
+                self._lengthen()
+                self._sites[row] = site
+        decision = self._decide(self.state, self, site)
+        if type(decision) is Recompute:
+            entered = versions(self.input()) if key.residual else ()
+            if self._within:
+                outer, self.block = self.block, (key, args, kwargs)
+            # As `slot.call`.
+            original = slot.original
+            output = type(module).forward(module, *args, **kwargs) if original is None else original(*args, **kwargs)
+            if self._within:
+                self.block = outer
+            if decision.keep or self._observe is not None or self._open or not key.has_run:
+                self._keep_output(key, row, args, kwargs, entered, output, decision.keep)
+        elif (
+            type(decision) is Reuse
+            and decision.through is None
+            and not key.residual
+            and (entry := self.last(site)) is not None
+        ):
+            if row >= 0:
+                self._decisions[row] = REUSE
+                self._lags[row] = self.step.index - entry.step
+            output = key.unpack(entry.value)
+            if self._open:
+                self._close_regions(key.index, entry.value)
+        else:
+            value = self._put_in_place(key, row, decision, slot, module, args, kwargs, self.input())
+            output = key.unpack(value)
+            if self._open:
+                self._close_regions(key.index, value)
+        # Or a block's input would live on, and its memory could not be used again.
+        self._key = None
+        self._args = ()
+        self._kwargs = NO_ARGUMENTS
+        self._streams = ()
+        return output
+
+    def _keep_output(
+        self,
+        key: BlockKey,
+        row: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        entered: tuple[int, ...],
+        output: Any,
+        keep: bool,
+    ) -> None:
+        """A block ran: look at what it gave, let the policy observe it, store it."""
+        value = key.pack(output)
+        key.has_run = True
+        streams = key.streams(args, kwargs) if key.residual else None
+        if streams is not None:
+            _check_unwritten(key.site, streams, entered)
+        if self._observe is not None:
+            # Sub-modules, or blocks inside this one, may have come by in the meantime.
+            self._row, self._key, self._args, self._kwargs, self._streams = row, key, args, kwargs, None
+            if self._observe(self.state, self, key.site, value, self.last(key.site)) is False:
+                keep = False
+        if keep:
+            self.store(key.site, value, streams)
+        if self._open:
+            self._close_regions(key.index, value)
+
+    def _visit_other(self, slot: Slot, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What is not ordinary: sub-modules, regions, jumps, plans, blocks that are not asked about, visits that are timed."""
         key = self._slot_keys.get(slot)
         if key is None:  # wrapped for a session of another thread
             return slot.call(module, args, kwargs)
@@ -219,26 +365,23 @@ class ForwardRecord:
             output = visit_part(self, key, slot, module, args, kwargs)
             self.part = None
             return output
-        trace = self._trace
-        if not self.engine.timing or trace is None:
-            output = self._visit_block(key, slot, module, args, kwargs)
-            self._at, self._streams = None, ()  # or a block's input would live on, and memory could not be used again
-            return output
-        first, started = len(trace), time.perf_counter()
+        trace, first, started = self._trace, self._next, time.perf_counter()
         output = self._visit_block(key, slot, module, args, kwargs)
-        row = next(i for i in range(first, len(trace)) if trace.site[i] is key.site)
-        trace.seconds[row] = time.perf_counter() - started
+        self._key, self._args, self._kwargs, self._streams = None, (), NO_ARGUMENTS, ()
+        if self.engine.timing and trace is not None:
+            row = next(i for i in range(first, self._next) if trace.site[i] is key.site)
+            trace.seconds[row] = time.perf_counter() - started
         return output
 
     def _visit_block(
         self, key: BlockKey, slot: Slot, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         index = key.index
-        self.visited.add(index)
+        self.visited[index] = 1
         streams = key.streams(args, kwargs)
         if index == 0 and self.engine.bound.has_concatenated:
             self.engine.bound.note_lengths(streams)
-        self._at = (key, args, kwargs)
+        self._key, self._args, self._kwargs = key, args, kwargs
         if index <= self._skip_to:
             self.begin_visit(key.site, streams, self._skip_code, self._skip_lag)
             return key.unpack(self._pass_over(index, streams))
@@ -255,12 +398,13 @@ class ForwardRecord:
         elif self._plan is not None:
             decision = self._plan[index]
         else:
-            decision = self._policy.decide(self.state, self, key.site)
+            decision = self._decide(self.state, self, key.site)
         if type(decision) is Recompute:
-            entered = versions(streams) if key.site in self._residual_sites else None
+            entered = versions(streams) if key.residual else None
             outer, self.block = self.block, (key, args, kwargs)
             output = slot.call(module, args, kwargs)
             self.block = outer
+            self._key, self._args, self._kwargs = key, args, kwargs
             value = key.pack(output)
             if key.asked:
                 if entered is not None:
@@ -343,6 +487,7 @@ class ForwardRecord:
         outer, self.block = self.block, (key, args, kwargs)
         fresh = key.pack(slot.call(module, args, kwargs))
         self.block = outer
+        self._key, self._args, self._kwargs = key, args, kwargs
         if not isinstance(decision, Blend):
             self.end_visit(row, site, streams, fresh, keep=True)
             return fresh

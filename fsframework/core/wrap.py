@@ -60,8 +60,8 @@ def _slots(owner: Any) -> dict[str, Slot]:
     return slots
 
 
-def _block_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    slot: Slot = module.__dict__[_SLOT]["forward"]
+def _block_forward(module: Any, *args: Any, **kwargs: Any) -> Any:
+    slot: Slot = module._fsf_slot["forward"]
     for engine in slot.active.get():
         forward = engine.forward_record
         if forward is not None:
@@ -69,9 +69,9 @@ def _block_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return slot.call(module, args, kwargs)
 
 
-def _compiled_block(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _compiled_block(module: Any, *args: Any, **kwargs: Any) -> Any:
     # As above under another name; written out because a shared helper would cost each visit one more call.
-    slot: Slot = module.__dict__[_SLOT]["_compiled_call_impl"]
+    slot: Slot = module._fsf_slot["_compiled_call_impl"]
     for engine in slot.active.get():
         forward = engine.forward_record
         if forward is not None:
