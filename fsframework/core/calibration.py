@@ -59,13 +59,11 @@ class Artifact:
             ValueError: there is none, it is damaged, of another version, or for another policy.
         """
         if not isinstance(path, (str, Path)):
-            raise ValueError(
-                f"{policy}: artifact={path!r} must be the path of a file of `fsf calibrate {policy} MODEL`"
-            )
+            raise ValueError(f"{policy}: artifact={path!r} must be the path of a file of {_made_with(policy)}")
         file = Path(path).expanduser()
         if not file.is_file():
             what = f"{path} is a folder, no artifact" if file.is_dir() else f"no artifact {path}"
-            raise ValueError(f"{policy}: {what}. Make it with `fsf calibrate {policy} MODEL`.")
+            raise ValueError(f"{policy}: {what}. Make it with {_made_with(policy)}.")
         artifact = _read(str(file.absolute()), file.stat().st_mtime_ns)
         if artifact.policy != policy:
             raise ValueError(f"{path} was made for the policy {artifact.policy!r}, not for {policy!r}")
@@ -94,10 +92,12 @@ class Artifact:
         fatal = [name for name in differences if name not in allowed]
         said = "; ".join(differences[name] for name in fatal or differences)
         if fatal:
-            raise ValueError(
-                f"the {self.policy} artifact does not fit this run: {said}. Calibrate again for it: "
-                f"`{calibrate_command(self.policy, run)}`."
+            again = (
+                f"Train again for it: `fsf train CONFIG.yaml sampling.num_steps={run.num_steps}`"
+                if _is_trained(self.policy)
+                else f"Calibrate again for it: `{calibrate_command(self.policy, run)}`"
             )
+            raise ValueError(f"the {self.policy} artifact does not fit this run: {said}. {again}.")
         if differences:
             warnings.warn(
                 f"the {self.policy} artifact was measured on another run and is carried over: {said}.",
@@ -120,6 +120,21 @@ class Artifact:
             if step is not None:
                 out["timesteps"] = f"the timestep of step {step} was {known[step]:g}, is {run.timesteps[step]:g}"
         return out
+
+
+def _is_trained(policy: str) -> bool:
+    """Whether a registered policy states no calibration, so that its artifacts come from training."""
+    from fsframework.core.policy import ReusePolicy
+    from fsframework.core.registry import POLICIES
+
+    return policy in POLICIES and POLICIES[policy].calibration is ReusePolicy.calibration
+
+
+def _made_with(policy: str) -> str:
+    """The command that makes a policy's artifacts, in words."""
+    if _is_trained(policy):
+        return f"`fsf train CONFIG.yaml` with `train: {policy}`"
+    return f"`fsf calibrate {policy} MODEL`"
 
 
 def calibrate_command(policy: str, run: Run) -> str:

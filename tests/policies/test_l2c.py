@@ -99,6 +99,15 @@ def test_an_artifact_of_another_model_sampler_or_number_of_steps_is_refused(
         run(policy_class(artifact=artifact(tmp_path, policy_class)), num_steps, facts)
 
 
+def test_what_is_missing_or_does_not_fit_is_to_be_trained_not_calibrated(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"no artifact .*none.json. Make it with `fsf train CONFIG.yaml` with `train: l2c`"
+    ):
+        run(LearningToCache(artifact=str(tmp_path / "none.json")))
+    with pytest.raises(ValueError, match=r"Train again for it: `fsf train CONFIG.yaml sampling.num_steps=5`"):
+        run(LearningToCache(artifact=artifact(tmp_path)), num_steps=5)
+
+
 def test_an_artifact_for_other_sites_or_storage_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"none for joint.1"):
         run(LearningToCache(artifact=artifact(tmp_path, gates={"joint.0": GATES["joint.0"]})))
