@@ -11,14 +11,10 @@ against full compute of the same seed; "apart" is the PSNR between their video a
 from __future__ import annotations
 
 import argparse
-import logging
 import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,189 +22,9 @@ import torch
 
 from fsframework.metrics import METRICS
 from fsframework.metrics.statistics import ratio
+from fsframework.run.bench_peers import Pair, computed_steps, has_cache_dit, measured_ratios, pairs
 
 NUM_STEPS = 30
-BLOCK = 5
-"""Index of the block whose attention is watched."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A peer's setting and ours."""
-
-    name: str
-    enable: Callable[[Any], Any]
-    disable: Callable[[Any], Any]
-    ours: Mapping[str, Any]
-    note: str = ""
-
-
-def pairs(ratios: list[float]) -> list[Pair]:
-    """What is compared on a CogVideoX pipeline."""
-    import diffusers
-    from diffusers.hooks.mag_cache import MagCacheConfig
-    from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig
-
-    def hook(config: Callable[[Any], Any]) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-        return (lambda pipe: pipe.transformer.enable_cache(config(pipe))), (
-            lambda pipe: pipe.transformer.disable_cache()
-        )
-
-    def timestep(pipe: Any) -> Callable[[], Any]:
-        return lambda: pipe.current_timestep
-
-    out = [
-        Pair(
-            "diffusers PAB",
-            *hook(
-                lambda pipe: diffusers.PyramidAttentionBroadcastConfig(
-                    spatial_attention_block_skip_range=2,
-                    spatial_attention_timestep_skip_range=(100, 800),
-                    current_timestep_callback=timestep(pipe),
-                )
-            ),
-            ours={"name": "pab", "joint": 2, "window_low": 100, "window_high": 800, "gate": "pre"},
-        ),
-        *(
-            Pair(
-                f"diffusers FirstBlockCache {threshold}",
-                *hook(lambda pipe, t=threshold: diffusers.FirstBlockCacheConfig(threshold=t)),
-                ours={"name": "first_block_cache", "threshold": threshold},
-            )
-            for threshold in (0.05, 0.1)
-        ),
-        Pair(
-            "diffusers TaylorSeer, with names that match",
-            *hook(
-                lambda pipe: TaylorSeerCacheConfig(
-                    cache_interval=2,
-                    disable_cache_before_step=4,
-                    max_order=1,
-                    taylor_factors_dtype=torch.float32,
-                    cache_identifiers=[r"transformer_blocks\.\d+\.attn1", r"transformer_blocks\.\d+\.ff"],
-                )
-            ),
-            ours={"name": "taylorseer", "interval": 2, "first_steps": 4, "order": 1},
-        ),
-        Pair(
-            "diffusers TaylorSeer, as it comes",
-            *hook(lambda pipe: TaylorSeerCacheConfig(cache_interval=2, disable_cache_before_step=4, max_order=1)),
-            ours={"name": "taylorseer", "interval": 2, "first_steps": 4, "order": 1},
-            note="its default names match no module of CogVideoX, so it silently computes everything",
-        ),
-        Pair(
-            "diffusers MagCache",
-            *hook(
-                lambda pipe: MagCacheConfig(
-                    threshold=0.12,
-                    max_skip_steps=3,
-                    retention_ratio=0.2,
-                    num_inference_steps=NUM_STEPS,
-                    mag_ratios=torch.tensor(ratios),
-                )
-            ),
-            ours={"name": "magcache", "threshold": 0.12, "max_consecutive": 3, "retention": 0.2, "ratios": ratios},
-            note="theirs puts the text stream's input in place of its residual",
-        ),
-        Pair(
-            "diffusers FasterCache",
-            *hook(
-                lambda pipe: diffusers.FasterCacheConfig(
-                    spatial_attention_block_skip_range=2,
-                    spatial_attention_timestep_skip_range=(-1, 681),
-                    unconditional_batch_skip_range=5,
-                    unconditional_batch_timestep_skip_range=(-1, 641),
-                    attention_weight_callback=lambda _: 0.5,
-                    tensor_format="BFCHW",
-                    current_timestep_callback=timestep(pipe),
-                )
-            ),
-            ours={
-                "name": "fastercache",
-                "attention_start": 10,
-                "attention_interval": 2,
-                "attention_phase": 0,
-                "weight": 0.5,
-                "rise": 0,
-                "guidance_start": 11,
-                "guidance_interval": 5,
-                "alpha": 1.1,
-                "low_stop": 27,
-                "high_start": 21,
-            },
-            note="theirs multiplies its cached difference by alpha again at every step",
-        ),
-    ]
-    try:
-        import cache_dit
-    except ImportError:
-        print("cache-dit is not installed: pip install 'fsframework[bench]'")
-        return out
-    logging.getLogger("cache_dit").setLevel(logging.ERROR)
-    for first, threshold in ((1, 0.08), (1, 0.12), (8, 0.08)):
-
-        def enable(pipe: Any, first: int = first, threshold: float = threshold) -> None:
-            config = cache_dit.DBCacheConfig(
-                Fn_compute_blocks=first, Bn_compute_blocks=0, residual_diff_threshold=threshold, max_warmup_steps=5
-            )
-            cache_dit.enable_cache(pipe, cache_config=config)
-
-        out.append(
-            Pair(
-                f"cache-dit DBCache F{first}B0 {threshold}",
-                enable,
-                cache_dit.disable_cache,
-                ours={"name": "dbcache", "first_blocks": first, "last_blocks": 0, "threshold": threshold, "warmup": 5},
-            )
-        )
-    return out
-
-
-@contextmanager
-def computed_steps(pipe: Any) -> Any:
-    """A list that gets the step of every real run of the watched query projection."""
-    steps: list[int] = []
-    now = [-1]
-
-    def tick(*_: Any) -> None:  # one call of the transformer a step: guidance is batched
-        now[0] += 1
-
-    def count(*_: Any) -> None:
-        steps.append(now[0])
-
-    module = pipe.transformer.transformer_blocks[BLOCK].attn1.to_q
-    handles = [pipe.transformer.register_forward_pre_hook(tick), module.register_forward_pre_hook(count)]
-    try:
-        yield steps
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def measured_ratios(model: Any) -> list[float]:
-    """Magnitude ratios of one clip, from our recorder."""
-    import fsframework as fsf
-    from fsframework.core import Run
-    from fsframework.policies.magcache import MagCache
-
-    policy = MagCache()
-    calibration = policy.calibration()
-    bound = model.bind()
-    timesteps = [float(t) for t in _timesteps(model)]
-    run = Run(len(timesteps), timesteps, bound.sites(policy), facts={"family": "cogvideox"})
-    recorder = next(iter(calibration.rollouts(run).values()))
-    with fsf.reuse(model.pipe, recorder) as session:
-        model.generate("digit 3 is moving left and right", 1, num_steps=NUM_STEPS)
-    latent = torch.zeros(1)
-    record = calibration.record("full", session.trace, latent, latent)
-    values = calibration.fit({next(iter(calibration.rollouts(run))): [record]}, run).values
-    return list(next(iter(values["ratios"].values())) if isinstance(values["ratios"], Mapping) else values["ratios"])
-
-
-def _timesteps(model: Any) -> Any:
-    scheduler = type(model.pipe.scheduler).from_config(model.pipe.scheduler.config)
-    scheduler.set_timesteps(NUM_STEPS)
-    return scheduler.timesteps
 
 
 def main() -> None:
@@ -237,20 +53,19 @@ def main() -> None:
         return video, time.process_time() - started
 
     make(clips[0])
-    compared = pairs(measured_ratios(model))
+    if not has_cache_dit():
+        print("cache-dit is not installed: pip install 'fsframework[bench]'")
+    compared = pairs(measured_ratios(model, NUM_STEPS), NUM_STEPS)
     rows: dict[str, list[dict[str, Any]]] = {pair.name: [] for pair in compared}
     for clip in clips:
         for number, pair in enumerate(compared):
             full, full_seconds = make(clip)
 
             def theirs(pair: Pair = pair, clip: Any = clip) -> tuple[torch.Tensor, float, list[int]]:
-                pair.enable(model.pipe)
-                try:
+                with pair.session(model.pipe):
                     video, seconds = make(clip)
                     with computed_steps(model.pipe) as steps:
                         make(clip)
-                finally:
-                    pair.disable(model.pipe)
                 return video, seconds, list(dict.fromkeys(steps))
 
             def ours(pair: Pair = pair, clip: Any = clip) -> tuple[torch.Tensor, float, list[int]]:
