@@ -49,8 +49,8 @@ check: $(VENV)/.dev  ## Lint, format, types, import layers
 docs: $(VENV)/.docs  ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: install  ## Cost of the engine and efficiency of reuse, side by side with the bare model
-	$(BIN)/python experiments/engine_cost/measure.py $(ARGS)
+bench: install  ## Our policies beside the bare model and the peers' caches; ARGS as of `fsf bench`
+	@$(BIN)/fsf bench $(ARGS)
 
 clean:  ## Remove build products; keeps the virtual environment and runs/
 	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

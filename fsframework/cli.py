@@ -36,6 +36,7 @@ examples:
   fsf run experiments/quickstart/run.yaml policy=static policy.interval=3 name=static3
   fsf calibrate teacache tiny-latte prompts.limit=16   measure the numbers a policy needs for a model
   fsf ablate experiments/foresight_ablation/gamma.yaml --dry-run   a grid of runs: which cells, how long
+  fsf bench                                       our policies beside diffusers' and cache-dit's caches: time, FLOPs, error
   fsf report runs/a-1c5767 runs/b-9e01aa          one comparison page of several runs
   fsf compare runs/_ablations/gamma --baseline static   methods at equal compute and at equal quality, with intervals
   fsf list policies                               every policy by group; with names: options, defaults, what they do
@@ -140,6 +141,15 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("what", metavar="POLICY|CONFIG.yaml", help="see `fsf list policies`; or a run's YAML file")
     calibrate.add_argument("rest", nargs="*", metavar="MODEL key=value", help="see `fsf list models`; changes")
 
+    bench = add(
+        "bench",
+        _bench,
+        "measure our policies beside the bare model and the caches of diffusers and cache-dit",
+        usage="fsf bench [MODEL] [key=value ...]",
+        epilog=_BENCH_HELP,
+    )
+    bench.add_argument("rest", nargs="*", metavar="MODEL key=value", help="see `fsf list models`; changes")
+
     demo = add("demo", _demo, "full compute, static reuse and Foresight on the tiny model, with one comparison report")
     demo.add_argument("--fresh", action="store_true", help="do not keep the videos of an earlier demo")
     demo.add_argument("overrides", nargs="*", metavar="key=value", help="changes for all three runs")
@@ -211,6 +221,11 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         metavar="MODEL",
         help="for models: sites, FLOPs and cache bytes at their published size, counted without weights (default: all)",
+    )
+    listing.add_argument(
+        "--roofline",
+        choices=("a100", "h100"),
+        help="with --sizes: what deciding and doing reuse costs on this GPU beside the blocks, computed and not measured",
     )
     return parser
 
@@ -307,6 +322,23 @@ Without the key the file is for a tiny model, such as experiments/tiny_models/la
 """
 
 
+_BENCH_HELP = """\
+Without a MODEL three sections are measured: `engine`, what a visit of a block and a forward cost; `model`, policies and peers
+on a trained tiny model; `wide`, the same on a random transformer 1024 wide, where saved compute must become saved time. With a
+MODEL only that. All methods take turns in each round, in one process. Writes <out>/bench.json, bench.md and a picture per
+section; Ctrl-C leaves what was measured until then. Every key is documented in fsframework/run/bench_config.py:
+
+  rounds=5 sections=[wide] policies=[full,{name: static, interval: 3}] peers=false num_threads=1 out=runs/bench
+  num_steps, height, width, num_frames, prompts, seed, device, dtype      how videos of MODEL are sampled
+  wide_hidden, wide_blocks, wide_steps, wide_frames                       size of the random transformer
+
+examples:
+  fsf bench
+  fsf bench cogvideox-2b device=cuda rounds=9
+  fsf bench sections=[engine] rounds=15
+"""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"{self.prog}: error: {message}. See `{self.prog} --help`.\n")
@@ -388,6 +420,18 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     result = calibrate(config)
     if is_first_process():
         print(result.text())
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from fsframework.run.bench_config import load_bench
+
+    names = [word for word in arguments.rest if "=" not in word]
+    if len(names) > 1:
+        raise ValueError(f"fsf bench measures one model; found {', '.join(names)}")
+    config = load_bench(names[0] if names else None, [word for word in arguments.rest if "=" in word])
+    from fsframework.run.bench import bench
+
+    bench(config)
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -502,18 +546,26 @@ def _list(arguments: argparse.Namespace) -> None:
     if arguments.sizes is not None:
         if arguments.what != "models":
             raise ValueError(f"--sizes is for `fsf list models`, not for {arguments.what}")
-        _list_sizes(arguments.sizes)
+        _list_sizes(arguments.sizes, arguments.roofline)
+    elif arguments.roofline is not None:
+        raise ValueError("--roofline goes with --sizes: `fsf list models --roofline h100 --sizes latte-1`")
     else:
         _LISTS[arguments.what](arguments.names)
 
 
-def _list_sizes(names: list[str]) -> None:
+def _list_sizes(names: list[str], card: str | None) -> None:
+    from fsframework.run import roofline
     from fsframework.run.sizes import NOTE, sizes, table_rows
 
     found = []
     for size in sizes(names):
         print(f"{size.name}: counted", file=sys.stderr)
         found.append(size)
+    if card is not None:
+        print(f"{roofline.CARDS[card].name}\n")
+        _print_columns(roofline.table_rows(found, roofline.CARDS[card]))
+        print(f"\n{roofline.NOTE}")
+        return
     for table in table_rows(found):
         _print_columns(table)
         print()
