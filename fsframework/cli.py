@@ -304,7 +304,7 @@ _TRAIN_HELP = """\
 With a key `train` in the file a policy is learned for a frozen model, and an artifact is written that the ordinary policy of
 that name loads:
 
-  train: {name: l2c, interval: 2, penalty: 0.01}     the trainer and its options (l2c, harmonica, ...)
+  train: {name: l2c, interval: 2, penalty: 0.001}    the trainer and its options (l2c, harmonica, ...)
   model: tiny-latte                                  frozen; what it learns does not touch it
   sampling: {num_steps: 30}                          as the policy will be used: gates are for one sampler and its steps
   prompts: digits-train                              captions to learn from, seeds.per_prompt clips of each
