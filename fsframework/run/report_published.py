@@ -57,7 +57,8 @@ def published_section(tables: Sequence[Published], runs: Sequence[RunData]) -> s
 
 def mark(found: Sequence[Pair], runs: Sequence[RunData]) -> str:
     """What the published columns are plainly called."""
-    others = any(pair.run is not None and pair.row.model not in (None, runs[pair.run].model) for pair in found)
+    here = {run.model for run in runs}
+    others = any(pair.row.model is not None and pair.row.model not in here for pair in found)
     return FULL_SIZE if others else ELSEWHERE
 
 

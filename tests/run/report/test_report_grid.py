@@ -134,7 +134,7 @@ def test_a_published_row_stands_beside_the_run_of_its_setting_and_family():
 
 
 def test_numbers_of_the_very_model_are_not_called_full_size():
-    runs = [a_run("A", "latte-1", "static", psnr=31.0)]
+    runs = [a_run("A", "latte-1", "static", psnr=31.0), a_run("B", "opensora-1.2", "static")]
     section = published_section([Published.of("main_table", TABLE)], runs)
     assert FULL_SIZE not in section
     assert ELSEWHERE in section
