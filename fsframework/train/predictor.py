@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,6 +41,9 @@ class PredictorOptions:
     """Leading share of the steps in which everything is computed."""
     replays: int = 12
     """Patterns of reuse that are played on each recording, >= 1."""
+    strides: list[int] = field(default_factory=lambda: [1, 2])
+    """Patterns are played on every step of a recording, on every second, ...: other numbers of steps, fewer than recorded. Those
+    that leave fewer than 4 steps or no lag are left out."""
     batch_size: int = 2048
     """Distances per iteration, >= 1."""
     other_steps: list[int] = field(default_factory=lambda: [20, 50])
@@ -56,6 +59,8 @@ class PredictorOptions:
         for name in ("hidden", "max_lag", "replays", "batch_size", "judged_clips"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
+        if not self.strides or min(self.strides) < 1:
+            raise ValueError(f"train.strides={self.strides} must be whole numbers of steps, at least 1")
         if any(len(size) != 2 for size in self.other_sizes):
             raise ValueError(f"train.other_sizes={self.other_sizes} must be a list of [height, width]")
 
@@ -105,10 +110,24 @@ def play(recording: Recording, warmup: float, rng: random.Random) -> Examples:
     return Examples(*(torch.from_numpy(part).float() for part in stacked))
 
 
-def examples_of(recordings: Sequence[Recording], warmup: float, replays: int, seed: int) -> Examples:
-    """Some patterns on each recording; they follow from the seed. Distances that are not finite are left out."""
+def thinned(recording: Recording, stride: int) -> Recording | None:
+    """Every so many steps of a recording, as if it had no others; None where fewer than 4 steps or no lag remain."""
+    if stride == 1:
+        return recording
+    run, distances = recording.run, recording.distances[::stride, :, stride - 1 :: stride]
+    if distances.shape[0] < 4 or distances.shape[2] < 1:
+        return None
+    return Recording(replace(run, num_steps=distances.shape[0], timesteps=run.timesteps[::stride]), distances)
+
+
+def examples_of(
+    recordings: Sequence[Recording], warmup: float, replays: int, seed: int, strides: Sequence[int] = (1,)
+) -> Examples:
+    """Some patterns on each recording, as it is or with fewer steps; they follow from the seed. Distances that are not finite are
+    left out."""
     rng = random.Random(seed)
-    played = [play(recording, warmup, rng) for recording in recordings for _ in range(replays)]
+    thinner = [thinned(recording, stride) for stride in strides for recording in recordings]
+    played = [play(recording, warmup, rng) for recording in thinner if recording is not None for _ in range(replays)]
     found = [torch.cat([getattr(one, name) for one in played]) for name in ("features", "straight", "target")]
     good = torch.isfinite(found[0]).all(dim=1) & torch.isfinite(found[1]) & torch.isfinite(found[2])
     return Examples(*(part[good] for part in found))
@@ -128,7 +147,9 @@ class ChangeNetwork(nn.Module):
         for parameter in self.layers[-1].parameters():
             nn.init.zeros_(parameter)
         self.register_buffer("mean", features.mean(dim=0))
-        self.register_buffer("std", features.std(dim=0).clamp_min(1e-3))
+        # What never varied (the step size of an even schedule) was not learned from and must not be looked at elsewhere.
+        std = features.std(dim=0)
+        self.register_buffer("std", torch.where(std < 1e-2, torch.full_like(std, 1e6), std))
 
     def forward(self, features: Tensor) -> Tensor:
         """[N, features] to [N]: logarithm of how much more the distance is than at the last rate."""
@@ -170,7 +191,7 @@ class PredictorModule(LearnedModule):
             raise ValueError("the predictor learns from runs of at least 4 steps; set sampling.num_steps higher")
         kept = Recordings(learning, options)
         recordings = kept.of(learning.clips, {}, "learning")
-        self.examples = examples_of(recordings, options.warmup, options.replays, learning.config.seed)
+        self.examples = examples_of(recordings, options.warmup, options.replays, learning.config.seed, options.strides)
         torch.manual_seed(learning.config.seed)
         super().__init__(learning, ChangeNetwork(options.hidden, self.examples.features))
         self._run = recordings[0].run

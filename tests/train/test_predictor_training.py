@@ -26,6 +26,7 @@ from fsframework.train.predictor import (
     reliability_curve,
     scores_of,
     spearman,
+    thinned,
 )
 from fsframework.train.predictor_recording import LagRecorder, Recording, load, to_plain
 
@@ -85,6 +86,29 @@ def test_a_pattern_asks_for_the_distance_from_what_would_be_cached():
     # A site that was reused at a step is one step older at the next, else it is one step old.
     steps = lags.round().int().tolist()
     assert all(now[i] in (1, before[i] + 1) for before, now in pairwise(steps) for i in range(3))
+
+
+def test_every_second_step_of_a_recording_is_a_recording_of_half_the_steps():
+    found = thinned(curved(), 2)
+    assert found.run.num_steps == len(found.run.timesteps) == 6
+    assert found.run.timesteps[1] == pytest.approx(1000 * (1 - 2 / 12))
+    # One of 6 steps is a span of 1/6, two 2/6; site 2 moves three times as far.
+    assert found.distances.shape == (6, 3, 2)
+    assert found.distances[4, 2] == pytest.approx([3 * (1 / 6) ** 1.5, 3 * (2 / 6) ** 1.5])
+    assert thinned(curved(), 4) is None, "3 steps remain"
+    assert len(examples_of([curved()], 0.25, 1, 0, [1, 2, 4]).target) == 9 * 3 + 4 * 3
+
+
+def test_what_never_varied_is_not_looked_at():
+    features = torch.randn(20, len(FEATURES), generator=torch.Generator().manual_seed(0))
+    features[:, 3] = 0.5
+    network = ChangeNetwork(4, features)
+    torch.nn.init.normal_(network.layers[-1].weight)
+    other = features.clone()
+    other[:, 3] = 2.0
+    assert torch.allclose(network(other), network(features), atol=1e-4)
+    other[:, 4] += 1.0
+    assert not torch.allclose(network(other), network(features), atol=1e-2)
 
 
 def test_patterns_follow_from_the_seed():
@@ -185,6 +209,7 @@ def test_what_can_not_be_learned_from_is_refused_before_anything_is_made(tmp_pat
     [
         ({"storage": "both"}, "train.storage='both' must be one of output, residual"),
         ({"hidden": 0}, "train.hidden=0 must be at least 1"),
+        ({"strides": [0]}, r"train.strides=\[0\] must be whole numbers of steps, at least 1"),
         ({"other_sizes": [[24]]}, r"train.other_sizes=\[\[24\]\] must be a list of \[height, width\]"),
     ],
 )
