@@ -42,7 +42,7 @@ def test_every_second_step_has_gates_and_with_an_interval_all_but_every_so_many(
     assert [row[1] for row in table.gates.values()] == pytest.approx([0.9] * 4)
 
 
-@pytest.mark.parametrize("granularity", ["block", "submodule"])
+@pytest.mark.parametrize("granularity", ["block", pytest.param("submodule", marks=pytest.mark.slow)])
 def test_the_gradient_is_that_of_the_loss(tmp_path, double, granularity):
     made = config(tmp_path, options={"granularity": granularity, "threshold": 0.5, "penalty": 0.1})
     module = module_of(tmp_path, double, made).double()
@@ -109,6 +109,7 @@ def test_all_clips_come_once_before_any_comes_again(tmp_path, double):
     assert seeds[:6] != seeds[6:]
 
 
+@pytest.mark.slow
 def test_a_straight_through_blend_computes_or_reuses_and_still_has_a_gradient(tmp_path, double):
     module = module_of(tmp_path, double, config(tmp_path, options={"straight_through": True, "threshold": 0.95}))
     soft = module.router.gates().detach()  # all 0.9: below the threshold, so everything is reused

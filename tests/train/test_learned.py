@@ -141,7 +141,7 @@ def test_gradients_reach_the_router_only_and_the_model_stays_as_it_was(tmp_path,
     assert "forward" not in vars(model.transformer)
 
 
-@every_router
+@pytest.mark.parametrize("trainer", [pytest.param("l2c", marks=pytest.mark.slow), "harmonica"])
 def test_a_killed_training_goes_on_bit_for_bit(tmp_path, monkeypatch, trainer):
     options = {"importance_every": 1} if trainer == "harmonica" else {}
     changes = {
@@ -188,8 +188,15 @@ def test_a_finished_training_given_again_changes_nothing_and_one_with_other_sett
         learn(config(tmp_path, options={"interval": 3}), model)
 
 
-@every_router
-@pytest.mark.parametrize("granularity", ["block", "submodule"])
+@pytest.mark.parametrize(
+    ("trainer", "granularity"),
+    [
+        ("l2c", "submodule"),
+        ("harmonica", "block"),
+        pytest.param("l2c", "block", marks=pytest.mark.slow),
+        pytest.param("harmonica", "submodule", marks=pytest.mark.slow),
+    ],
+)
 def test_the_artifact_runs_as_an_ordinary_policy_within_its_budget(tmp_path, model, trainer, granularity):
     learned = learn(config(tmp_path, trainer, {"granularity": granularity}, num_iterations=1), model)
     artifact = Artifact.load(learned.artifact, trainer)
@@ -218,6 +225,7 @@ def test_early_stopping_stops_when_the_measured_value_grows_no_better_and_stays_
     assert next(values) == 1.0
 
 
+@pytest.mark.slow
 def test_mixed_precision_learns_nearly_the_same(tmp_path, model):
     exact = learn(config(tmp_path / "exact"), model).fit.values["gates"]
     mixed = learn(config(tmp_path / "mixed", precision="bf16-mixed"), model).fit.values["gates"]
