@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fsframework.core.policy import ReusePolicy
@@ -18,7 +19,8 @@ class Lifetime:
 
     Any other policy may read whatever is cached in every step: it decides, or compares, by what it finds. So may one that
     makes branches of guidance from each other, in an order that is not its run's. Of policies side by side (`divides`) each
-    is looked at by itself.
+    is looked at by itself; one whose sites lie within another's may not be asked where it planned to recompute, and then
+    reads what its schedule calls dead, so nothing is known of it.
     """
 
     def __init__(self, policy: ReusePolicy[Any], run: Run) -> None:
@@ -47,4 +49,15 @@ def _side_by_side(policy: ReusePolicy[Any], run: Run) -> list[tuple[ReusePolicy[
         return [(policy, run)]
     held = [one for name in policy.policy_fields for one in getattr(policy, name)]
     # What is further inside may be read by the policy around it in a way of its own (a forecast that is judged).
-    return [(one, own) for _, one, own in policy.inner(run) if any(one is it for it in held)]
+    found = [(one, own) for _, one, own in policy.inner(run) if any(one is it for it in held)]
+    return [
+        (one, own)
+        for one, own in found
+        if not any(_lie_within(own.sites, other.sites) for _, other in found if other is not own)
+    ]
+
+
+def _lie_within(sites: Sequence[Site], others: Sequence[Site]) -> bool:
+    """Whether any of `sites` is run by another's."""
+    around = [other for other in others if not other.part.inside_block]
+    return any(o.start <= s.start and s.stop <= o.stop for s in sites for o in around)
