@@ -245,12 +245,23 @@ function follow() {
   showFrame();
   requestAnimationFrame(follow);
 }
+// A player's picture together with its number: a player goes on to its next frame while this script runs, so the number that
+// `watch` noted may be of the frame before. A VideoFrame holds both.
+function grab(video) {
+  if (window.VideoFrame) {
+    try {
+      const image = new VideoFrame(video);
+      return { image, frame: Math.round(image.timestamp / 1e6 * data.videos.fps), close: () => image.close() };
+    } catch { /* nothing decoded yet, or a browser that gives none of a file: what was noted must do */ }
+  }
+  return { image: video, frame: video.shownFrame, close: () => {} };
+}
 const scratch = document.createElement("canvas");
-function pixels(video, width, height) {
+function pixels(image, width, height) {
   scratch.width = width;
   scratch.height = height;
   const context = scratch.getContext("2d", { willReadFrequently: true });
-  context.drawImage(video, 0, 0, width, height);
+  context.drawImage(image, 0, 0, width, height);
   return context.getImageData(0, 0, width, height);
 }
 function drawDifferences() {
@@ -259,16 +270,20 @@ function drawDifferences() {
     if (!canvas) continue;
     canvas.hidden = gain === 0;
     if (gain === 0 || video.readyState < 2 || reference.readyState < 2) continue;
-    if (video.shownFrame !== reference.shownFrame) continue;
-    const [width, height] = [video.videoWidth, video.videoHeight];
-    const own = pixels(video, width, height);
-    const wanted = pixels(reference, width, height).data;
-    for (let i = 0; i < own.data.length; i += 4) {
-      for (let c = i; c < i + 3; c++) own.data[c] = gain * Math.abs(own.data[c] - wanted[c]);
-    }
-    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
-    canvas.getContext("2d").putImageData(own, 0, 0);
+    const [own, wanted] = [grab(video), grab(reference)];
+    if (own.frame === wanted.frame) drawDifference(canvas, own.image, wanted.image, [video.videoWidth, video.videoHeight], gain);
+    own.close();
+    wanted.close();
   }
+}
+function drawDifference(canvas, image, reference, [width, height], gain) {
+  const own = pixels(image, width, height);
+  const wanted = pixels(reference, width, height).data;
+  for (let i = 0; i < own.data.length; i += 4) {
+    for (let c = i; c < i + 3; c++) own.data[c] = gain * Math.abs(own.data[c] - wanted[c]);
+  }
+  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+  canvas.getContext("2d").putImageData(own, 0, 0);
 }
 if (player.stage) {
   one("#clip").addEventListener("change", (event) => openClip(Number(event.target.value)));
