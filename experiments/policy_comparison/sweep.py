@@ -3,6 +3,7 @@
     python experiments/policy_comparison/sweep.py tune --model tiny-latte       # which settings reach which fraction
     python experiments/policy_comparison/sweep.py measure --model tiny-latte    # 16 clips of each setting; resumes
     python experiments/policy_comparison/sweep.py measure --model tiny-latte --policies static foresight
+    python experiments/policy_comparison/sweep.py tune --model tiny-latte --policies foresight --add 0.69    # one more
 
 `measure` takes clips in turn and all settings within a clip, full compute again after every few of them, so that what is
 compared was measured side by side. Both write into `runs/policy_comparison/<model>/`; `compare.py` reads it.
@@ -15,8 +16,8 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,13 +147,24 @@ def _between(ladder: Ladder, known: Mapping[str, float], target: float) -> float
     return float(f"{math.exp((little + much) / 2):.3g}")
 
 
-def run_tune(bench: Bench, names: list[str]) -> None:
-    """Write `settings.json`: method -> its settings."""
-    from ladders import LADDERS
+def run_tune(bench: Bench, names: list[str], add: Sequence[float] = ()) -> None:
+    """Write `settings.json`: method -> its settings; with `add`, further ones of the named methods, tuned to these fractions."""
+    from ladders import FAST, LADDERS
 
     path = RUNS / bench.name / "settings.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     found = json.loads(path.read_text()) if path.is_file() else {}
+    if add:
+        for name in names:
+            for target in add:
+                ladder = LADDERS[name][0 if target > max(FAST) else -1]
+                known = [one["options"] for one in found[name]]
+                for options, fraction in tune(bench, replace(ladder, targets=(target,))):
+                    print(f"{bench.name} {name} {fraction:.3f} {options}", flush=True)
+                    if options not in known:
+                        found[name].append({"options": options, "fraction": fraction})
+        path.write_text(json.dumps(found, indent=1))
+        return
     for name, ladders in LADDERS.items():
         if (names and name not in names) or (name in found and not names):
             continue
@@ -216,9 +228,17 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--policies", nargs="*", default=[], help="names in ladders.py; default: all")
+    parser.add_argument(
+        "--add", nargs="*", type=float, default=[], help="tune: one more setting per named policy, at these"
+    )
     options = parser.parse_args()
+    if options.add and not options.policies:
+        parser.error("--add needs --policies")
     bench = Bench(options.model, options.clips)
-    (run_tune if options.what == "tune" else run_measure)(bench, options.policies)
+    if options.what == "tune":
+        run_tune(bench, options.policies, options.add)
+    else:
+        run_measure(bench, options.policies)
 
 
 if __name__ == "__main__":
