@@ -34,7 +34,7 @@ def reuse(
         scheduler: for a bare transformer: the diffusers scheduler your loop calls `set_timesteps` and `step` on, instead
             of `timesteps`. A pipeline's own scheduler is used by itself.
         **options: passed to `ReuseEngine`: timing, record, cache_dtype, cache_device, group, guided, facts (what is known
-            of the model is filled in).
+            of the model is filled in). The group of a model under diffusers' context parallelism is found by itself.
 
     A pipeline with two denoisers that share the steps (Wan 2.2) gets one session over both, a `StagedSession`.
 
@@ -49,6 +49,7 @@ def reuse(
 
     adapter, transformer, pipe = find_adapter(target)
     options["facts"] = {**model_facts(adapter, transformer, pipe), **options.get("facts", {})}
+    options.setdefault("group", sharing_group(transformer))
     if pipe is not None:
         if timesteps is not None or scheduler is not None:
             raise ValueError("a pipeline brings its own scheduler; timesteps and scheduler are for a bare transformer")
@@ -67,6 +68,16 @@ def reuse(
             "a bare transformer needs timesteps=[...] (those of your loop) or scheduler=... so that the session knows the step"
         )
     return ReuseEngine(adapter.bind(transformer), policy, scheduler=scheduler, timesteps=timesteps, **options)
+
+
+def sharing_group(transformer: Any) -> Any:
+    """The process group of the ranks that hold one video's tokens (diffusers' Ulysses or ring attention), else None.
+
+    Tensor parallelism needs none: each rank has all tokens, so all measure the same.
+    """
+    parallel = getattr(getattr(transformer, "_parallel_config", None), "context_parallel_config", None)
+    mesh = getattr(parallel, "_flattened_mesh", None)
+    return None if mesh is None else mesh.get_group()
 
 
 def is_guided(pipe: Any) -> bool | None:
