@@ -165,7 +165,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("overrides", nargs="*", metavar="key=value", help="changes, such as num_iterations=50")
 
     report = add("report", _report, "write one self-contained page about one or several run directories")
-    report.add_argument("run_dirs", nargs="+", metavar="RUN_DIR")
+    report.add_argument(
+        "run_dirs", nargs="+", metavar="RUN_DIR", help="a run, or a grid's folder (<runs_dir>/_ablations/<name>)"
+    )
     report.add_argument("--out", metavar="FILE.html", help="default: report.html in the run, or beside several runs")
 
     compare = add(
@@ -483,7 +485,8 @@ def _report(arguments: argparse.Namespace) -> None:
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"no such run directory: {folder}")
-        if not (folder / "metrics.json").is_file():
+        is_grid = (folder / "ablation.json").is_file()  # stands for its finished cells
+        if not is_grid and not (folder / "metrics.json").is_file():
             inside = sorted(str(p.parent) for p in folder.glob("*/metrics.json"))
             hint = f" Did you mean one of its runs: {', '.join(inside[:4])}?" if inside else ""
             stopped = (folder / "config.yaml").is_file()

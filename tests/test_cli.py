@@ -153,6 +153,12 @@ def test_report_on_the_folder_of_runs_names_its_runs(tmp_path, capsys):
     assert str(tmp_path / "a-123") in capsys.readouterr().err
 
 
+def test_report_takes_the_folder_of_a_grid(tmp_path, capsys):
+    (tmp_path / "ablation.json").write_text('{"cells": []}')
+    assert main(["report", str(tmp_path)]) == 2
+    assert "no cell is finished; run `fsf ablate` first" in capsys.readouterr().err
+
+
 def test_train_hands_its_arguments_to_the_training_script(tmp_path, monkeypatch):
     (tmp_path / "a.yaml").write_text("")
     seen = []
