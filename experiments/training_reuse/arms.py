@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fsframework.train.autoencoder import encode_grid
 from fsframework.train.config import TinyConfig, load_config
-from fsframework.train.tiny import train_autoencoder
+from fsframework.train.tiny import build_denoiser, train_autoencoder
 
 HERE = Path(__file__).resolve().parent
 C = TypeVar("C")
@@ -66,6 +66,16 @@ def tiny_model(path: str, data: str, model: Mapping[str, Any], encode: bool) -> 
         torch.save(encode_grid(autoencoder), temporary)
         os.replace(temporary, path_of_latents)
     return config, autoencoder, torch.load(path_of_latents)
+
+
+def trained(tiny: TinyConfig, data: str, name: str) -> Any:
+    """The model with the weights `<name>.pt` of the folder `data`; "" is random ones, without a zero matrix at the end."""
+    denoiser = build_denoiser(tiny)
+    if data:
+        denoiser.load_state_dict(torch.load(Path(data) / f"{name}.pt"))
+    for matrix in () if data else [p for p in denoiser.transformer.parameters() if p.ndim == 2 and not p.any()]:
+        torch.nn.init.xavier_uniform_(matrix, generator=torch.Generator().manual_seed(0))
+    return denoiser.eval()
 
 
 def run_arms(folder: Path, arms: Mapping[str, Callable[[], Mapping[str, Any]]]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arms import HERE, read, run_arms, tiny_model
+from arms import HERE, read, run_arms, tiny_model, trained
 from monitor import captions, judged
 from torch import Tensor, nn
 
@@ -26,7 +26,7 @@ from fsframework.data import bouncing_digits
 from fsframework.metrics.psnr import from_mse
 from fsframework.run.resolve import build_policy
 from fsframework.train.stage import MetricsFile, StageModule
-from fsframework.train.tiny import build_denoiser, fit
+from fsframework.train.tiny import fit
 
 
 @dataclass
@@ -101,11 +101,7 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     tiny, autoencoder, _ = tiny_model(config.config, config.data, config.model, encode=False)
 
-    def load() -> Any:
-        denoiser = build_denoiser(tiny)
-        if config.data:
-            denoiser.load_state_dict(torch.load(Path(config.data) / f"{config.weights}.pt"))
-        return denoiser.eval()
+    load = functools.partial(trained, tiny, config.data, config.weights)
 
     Path(config.runs).mkdir(parents=True, exist_ok=True)
     arms = {"distill-baselines": functools.partial(baselines, config, load, autoencoder)} | {

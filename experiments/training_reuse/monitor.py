@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from arms import HERE, read, run_arms, tiny_model
+from arms import HERE, read, run_arms, tiny_model, trained
 from torch import Tensor
 
 import fsframework as fsf
@@ -25,7 +25,6 @@ from fsframework.data import bouncing_digits
 from fsframework.metrics.adherence import PromptAdherence
 from fsframework.metrics.psnr import from_mse
 from fsframework.run.resolve import build_policy
-from fsframework.train.tiny import build_denoiser
 
 
 @dataclass
@@ -66,11 +65,7 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     tiny, autoencoder, _ = tiny_model(config.config, config.data, config.model, encode=False)
 
-    def load(name: str) -> Any:
-        denoiser = build_denoiser(tiny)
-        if config.data:
-            denoiser.load_state_dict(torch.load(Path(config.data) / f"{name}.pt"))
-        return denoiser.eval()
+    load = functools.partial(trained, tiny, config.data)
 
     arms = {
         f"monitor-{config.family}-{name}-{monitor}": functools.partial(
