@@ -23,22 +23,24 @@ def decisions_of_two_ranks(shared):
 
 
 class Halves(torch.nn.Module):
-    """Both ranks' tokens in one process."""
+    """What both ranks compute, in one process: halves of the tokens, or of a guidance batch."""
 
-    def __init__(self):
+    def __init__(self, axis):
         super().__init__()
+        self.axis = axis
         self.attn1 = self.ff = torch.nn.Identity()
 
     def forward(self, hidden_states, timestep):
         out = hidden_states.clone()
-        out[:, :4], out[:, 4:] = script(0)(0, float(timestep[0])), script(1)(0, float(timestep[0]))
+        for rank, half in enumerate(out.chunk(2, dim=self.axis)):
+            half.fill_(script(rank)(0, float(timestep[0])))
         return out
 
 
 class Whole(torch.nn.Module):
-    def __init__(self):
+    def __init__(self, axis):
         super().__init__()
-        self.transformer_blocks = torch.nn.ModuleList([Halves()])
+        self.transformer_blocks = torch.nn.ModuleList([Halves(axis)])
 
     def forward(self, hidden_states, timestep):
         return (self.transformer_blocks[0](hidden_states, timestep),)
@@ -46,13 +48,18 @@ class Whole(torch.nn.Module):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::fsframework.core.review.ReuseWarning")
-def test_two_ranks_whose_shards_disagree_decide_as_one_process_with_all_tokens():
-    model = Whole()
-    session = ReuseEngine(ToyAdapter().bind(model), Foresight(gamma=0.8, warmup=4), timesteps=list(range(12)))
-    with torch.no_grad(), session:
-        for step in range(12):
-            model(torch.zeros(1, 8, 2), torch.tensor([float(step)]))
-    expected = session.trace.decisions("joint.0")
+def test_two_ranks_whose_halves_disagree_decide_as_one_process_with_both():
+    """Halves of the tokens (context parallelism), or a guidance branch each (guidance parallelism): the mean is the same."""
+    one_process = []
+    for axis, shape in ((1, (1, 8, 2)), (0, (2, 4, 2))):
+        model = Whole(axis)
+        session = ReuseEngine(ToyAdapter().bind(model), Foresight(gamma=0.8, warmup=4), timesteps=list(range(12)))
+        with torch.no_grad(), session:
+            for step in range(12):
+                model(torch.zeros(shape), torch.full((shape[0],), float(step)))
+        one_process.append(session.trace.decisions("joint.0"))
+    expected = one_process[0]
+    assert one_process[1] == expected
     alone = decisions_of_two_ranks(shared=False)
     assert alone[0] != alone[1]  # without the all-reduce they would go apart
     together = decisions_of_two_ranks(shared=True)
