@@ -71,7 +71,8 @@ def test_monitors_say_what_they_cost_and_how_far_off_they_are(tmp_path):
     assert (full["share"], full["psnr"]) == (1.0, None)
     # The first step or two are warm-up; of the others every second is reused, which leaves 4 or 5 of 8 computed.
     assert 0.5 < static["share"] < 0.75
-    assert static["psnr"] > 0
+    # Videos of the untrained toy model do not depend on what is reused, so there is no error to look at: PSNR has no value.
+    assert static["psnr"] is None
     assert len(static["clips"]["digit"]) == 2
 
 

@@ -206,7 +206,7 @@ class Book:
             ],
         }
         artifacts.write_text(self.folder / "status.json", artifacts.to_json(status, indent=2) + "\n")
-        content = {"name": self.ablation.name, "keys": self.ablation.keys, "cells": rows}
+        content: dict[str, Any] = {"name": self.ablation.name, "keys": self.ablation.keys, "cells": rows}
         if self.ablation.published:
             content["published"] = self.ablation.published
         artifacts.write_text(self.folder / "ablation.json", artifacts.to_json(content, indent=2) + "\n")

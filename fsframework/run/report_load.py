@@ -77,7 +77,8 @@ def letters(number: int) -> str:
 def _read_grid(folder: Path) -> tuple[list[tuple[str, str | None, Path]], list[Published], dict[str, int]]:
     """(label, name, run directory) of each finished cell, the published tables, and how many other cells by their state."""
     path, above = folder / GRID, Path(os.path.normpath(folder / ".." / ".."))
-    cells, states = [], {}
+    cells: list[tuple[str, str | None, Path]] = []
+    states: dict[str, int] = {}
     try:
         grid: Json = json.loads(path.read_text(encoding="utf-8"))
         for cell in grid["cells"]:

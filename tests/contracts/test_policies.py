@@ -499,6 +499,9 @@ class ReusesAlthoughItIsSwitchedOff(Honest):
     def decide(self, state: Any, call: Any, site: Any) -> Any:
         return Reuse() if call.step.index == 5 else Recompute()
 
+    def schedule(self, run: Any) -> None:
+        return None  # else nothing would be stored that it could reuse
+
 
 class ReadsPastTheMeter(Honest):
     def observe(self, state: Any, call: Any, site: Any, fresh: Any, cached: Any) -> None:
