@@ -7,8 +7,16 @@ All sums are float32 whatever the inputs: in half precision activations of 300 a
 never cast as a whole. They are taken in pieces through a small buffer, or on an accelerator by one compiled kernel
 (`core.fused`), so a distance needs no memory worth mentioning. The result is within 1e-5 (relative) of the one in float64.
 
-`stride` compares every stride-th token only, which costs that much less. What that does to the value was measured on
-block outputs of the trained tiny models: docs/explanation/foresight.md.
+`stride` compares every stride-th token only, which costs that much less. Tokens lie row by row, so a stride that shares a factor
+with the number of tokens in a row sees some columns only: take an odd one. Relative error of the mean squared difference,
+median / 95th percentile over all blocks and steps of one clip on the trained tiny models (rows of 4 to 8 tokens; larger
+videos are smoother from token to token):
+
+    stride                      2            3            4            5            7
+    tiny-latte, spatial    0.04 / 0.11  0.03 / 0.08  0.06 / 0.19  0.04 / 0.12  0.08 / 0.19
+    tiny-latte, temporal   0.01 / 0.03  0.01 / 0.03  0.01 / 0.04  0.01 / 0.05  0.02 / 0.08
+    tiny-cogvideox         0.02 / 0.05  0.02 / 0.07  0.08 / 0.28  0.04 / 0.13  0.02 / 0.09
+    tiny-opensora          0.02 / 0.09  0.02 / 0.07  0.18 / 0.33  0.11 / 0.20  0.04 / 0.12
 """
 
 from __future__ import annotations
