@@ -34,7 +34,10 @@ class Nothing(nn.Module):
 
 
 class Empty(nn.Module):
-    """Blocks that do nothing, so that what is left is the engine's and the policy's."""
+    """Blocks that do nothing, so that what is left is the engine's and the policy's.
+
+    Not those of `fsf bench`, which lie in the package: what runs there is counted.
+    """
 
     def __init__(self, num_blocks: int) -> None:
         super().__init__()

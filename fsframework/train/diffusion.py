@@ -152,8 +152,8 @@ class DenoiserStage(StageModule):
         denoiser: Any = self.networks
         return denoiser.clip_latents(look_up(plan, self._frozen["latents"])), prompts
 
-    def loss(self, step: int) -> Tensor:
-        """Mean squared error of the prediction."""
+    def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, list[str], dict[str, Any]]:
+        """One step's clean latents and noise [B, C, F, H, W], timesteps [B], prompts and conditions: this process's share."""
         denoiser: Any = self.networks
         clean_BCFHW, prompts = self.batch(step)
         generator = self.generator(step)
@@ -162,8 +162,13 @@ class DenoiserStage(StageModule):
         noise_BCFHW = torch.randn(clean_BCFHW.shape, generator=generator)
         conditions = denoiser.draw_conditions(generator, clean_BCFHW.shape[2])
         own = self.share(len(prompts))
-        timesteps_B, prompts = timesteps_B[own], prompts[own]
-        noisy_BCFHW, target_BCFHW = denoiser.noisy_and_target(clean_BCFHW[own], noise_BCFHW[own], timesteps_B)
+        return clean_BCFHW[own], noise_BCFHW[own], timesteps_B[own], prompts[own], conditions
+
+    def loss(self, step: int) -> Tensor:
+        """Mean squared error of the prediction."""
+        denoiser: Any = self.networks
+        clean_BCFHW, noise_BCFHW, timesteps_B, prompts, conditions = self.draw(step)
+        noisy_BCFHW, target_BCFHW = denoiser.noisy_and_target(clean_BCFHW, noise_BCFHW, timesteps_B)
         return nn.functional.mse_loss(denoiser(noisy_BCFHW, timesteps_B, prompts, **conditions), target_BCFHW)
 
     @torch.no_grad()

@@ -112,19 +112,7 @@ class SharedBlocksStage(DenoiserStage):
     def loss(self, step: int) -> Tensor:
         """Mean squared error, over all forwards; clips, noise and the first timesteps are those of `DenoiserStage`."""
         denoiser: Any = self.networks
-        clean_BCFHW, prompts = self.batch(step)
-        generator = self.generator(step)
-        uniform_B = torch.rand(len(prompts), generator=generator)
-        timesteps_B = denoiser.draw_timesteps(uniform_B, self.config.timestep_power)
-        noise_BCFHW = torch.randn(clean_BCFHW.shape, generator=generator)
-        conditions = denoiser.draw_conditions(generator, clean_BCFHW.shape[2])
-        own = self.share(len(prompts))
-        clean_BCFHW, noise_BCFHW, timesteps_B, prompts = (
-            clean_BCFHW[own],
-            noise_BCFHW[own],
-            timesteps_B[own],
-            prompts[own],
-        )
+        clean_BCFHW, noise_BCFHW, timesteps_B, prompts, conditions = self.draw(step)
         policy = SharedBlocks(self.shared.share, self.shared.which)
         losses: list[Tensor] = []
         session: Any = fsf.reuse(denoiser.transformer, policy, timesteps=self._forwards, record=False)
