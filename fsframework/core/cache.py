@@ -60,7 +60,10 @@ class ReuseCache:
         self.depth = depth
         self._depths = depths or {}
         self.num_bytes = 0
-        self.peak_bytes = 0
+        self.step_peak_bytes = 0
+        """The most bytes held at once in the step so far, from its first `begin_step` on."""
+        self._earlier_peak_bytes = 0
+        self._step = -1
         self._packing = packing if packing is not None and not packing.is_plain else None
         self._halves = halves or {}
         self._entries: dict[tuple[str, Site], list[Entry]] = {}
@@ -81,6 +84,15 @@ class ReuseCache:
         if dead:
             self._drop_entries([key for key in self._entries if key[0] == branch and key[1] in dead])
         self._unread[branch] = lifetime.unread_after(step)
+        if step != self._step:
+            self._earlier_peak_bytes = self.peak_bytes
+            self.step_peak_bytes = self.num_bytes
+            self._step = step
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most bytes held at once so far."""
+        return max(self._earlier_peak_bytes, self.step_peak_bytes)
 
     def put(self, branch: str, site: Site, step: int, value: State) -> None:
         """Store `value`, dropping the oldest entry beyond `depth`."""
@@ -95,8 +107,8 @@ class ReuseCache:
         self.num_bytes += entry.num_bytes
         if len(entries) > self._depths.get(site, self.depth):
             self.num_bytes -= entries.pop(0).num_bytes
-        if self.num_bytes > self.peak_bytes:
-            self.peak_bytes = self.num_bytes
+        if self.num_bytes > self.step_peak_bytes:
+            self.step_peak_bytes = self.num_bytes
 
     def keep(self, branch: str, name: str, step: int, value: State) -> None:
         """Store a policy's own tensors under a name, in place of what was there."""
@@ -106,7 +118,7 @@ class ReuseCache:
             self.num_bytes -= old.num_bytes
         entry = self._kept[key] = self._entry(step, value)
         self.num_bytes += entry.num_bytes
-        self.peak_bytes = max(self.peak_bytes, self.num_bytes)
+        self.step_peak_bytes = max(self.step_peak_bytes, self.num_bytes)
 
     def kept(self, branch: str, name: str) -> State | None:
         """What was kept under a name; a branch that is half of a joint batch gets its half of what the batch kept."""

@@ -405,6 +405,7 @@ class ReuseEngine:
             self.forward_record = None
             record.close()
         self.policy.end_forward(record.state, record)
+        trace.note_cache(video.step, self.cache.num_bytes, self.cache.step_peak_bytes)
         return output
 
     def _check_shapes(self, video: VideoInProgress, branch: str, arguments: Mapping[str, Any]) -> None:

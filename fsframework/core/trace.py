@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fsframework.core.site import Branch, Part, Site
+from fsframework.core.trace_views import CacheBytes, Heatmap, cache_curves, heatmap
 
 if TYPE_CHECKING:
     import pandas
@@ -29,6 +30,8 @@ COLUMNS: dict[str, str] = {
     "threshold": "what it compares distances with at this visit; NaN where there is none",
     "seconds": "host time of a block's visit; NaN for other parts and unless the session was opened with timing=True",
     "flops": "floating-point operations really executed at this visit, from shapes; NaN if they could not be counted",
+    "cache_bytes": "bytes the cache held at the end of this row's step, the same in all rows of the step; NaN if it never ended",
+    "cache_bytes_peak": "the most bytes it held at once within the step",
 }
 """Column name -> meaning."""
 
@@ -77,6 +80,8 @@ class Trace:
     """Share of the tokens really executed, for `partial` rows."""
     forwards: list[tuple[int, str, float, str]] = field(default_factory=list)
     """(step, branch, share of the batch, denoiser) of every forward of the model."""
+    cache: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """By step: bytes that the cache held at its end, and the most at once within it. `cache_bytes` gives curves."""
     _logged: dict[str, dict[int, Value]] = field(default_factory=lambda: defaultdict(dict))
     """By name and row, what else the policy logged."""
     _resolved: dict[str, dict[int, float]] = field(default_factory=dict)
@@ -113,9 +118,14 @@ class Trace:
         for name in ("seconds", "batch_share", "share"):
             getattr(self, name).update({first_row + row: value for row, value in getattr(other, name).items()})
         self.forwards += [(first_step + step, branch, share, model) for step, branch, share, model in other.forwards]
+        self.cache.update({first_step + step: noted for step, noted in other.cache.items()})
         for column in ("distance", "threshold", *other._logged):  # as numbers: the traces' devices may differ
             for row, value in other.logged(column).items():
                 self.log(column, first_row + row, value)
+
+    def note_cache(self, step: int, held: int, most: int) -> None:
+        """A forward of `step` is over: `held` bytes are cached now, and `most` were at once since the step began."""
+        self.cache[step] = (held, most)
 
     def _columns(self) -> tuple[list[Any], ...]:
         return (
@@ -151,6 +161,10 @@ class Trace:
             return [values.get(row, NAN) for row in range(n)]
         if name == "flops":
             return self._row_flops()
+        if name in ("cache_bytes", "cache_bytes_peak"):
+            curves = self.cache_bytes()
+            per_step = curves.held if name == "cache_bytes" else curves.most
+            return [per_step[step] for step in self.step]
         raise ValueError(f"no trace column {name!r}; columns are {', '.join(COLUMNS)}")
 
     def rows(self) -> list[dict[str, Any]]:
@@ -182,20 +196,14 @@ class Trace:
 
         Several branches are averaged unless one is named. `part` defaults to blocks, or to what the policy asked about.
         """
-        if part is None:
-            inside = [p for p in Part if p.inside_block and p in self.parts]
-            part = inside[0] if inside and Part.BLOCK not in self.parts else Part.BLOCK
-        sites = list(dict.fromkeys(s for s in self.site if s.part is part))
-        values = [float(d != RECOMPUTE) for d in self.decision] if column == "decision" else self.column(column)
-        num_steps = len(self.timesteps)
-        sums = {site: [0.0] * num_steps for site in sites}
-        counts = {site: [0] * num_steps for site in sites}
-        for site, step, row_branch, value in zip(self.site, self.step, self.branch, values):
-            if site.part is part and (branch is None or row_branch == branch) and not math.isnan(value):
-                sums[site][step] += value
-                counts[site][step] += 1
-        grid = [[s / c if c else NAN for s, c in zip(sums[site], counts[site])] for site in sites]
-        return Heatmap([site.name for site in sites], list(range(num_steps)), grid)
+        return heatmap(self, column, part, branch)
+
+    def cache_bytes(self) -> CacheBytes:
+        """Bytes of the cache over the denoising steps: held at the end of each step, and the most at once within it.
+
+        As stored, so values packed into a smaller dtype count less; the values that a policy keeps of its own are in it.
+        """
+        return cache_curves(self)
 
     def summary(self) -> dict[str, float]:
         """Counts and shares of the video.
@@ -280,19 +288,6 @@ class Trace:
                 values.update(zip(tensors, flat.tolist()))
             self._resolved[column] = values
         return self._resolved[column]
-
-
-@dataclass(frozen=True)
-class Heatmap:
-    """A grid of sites (rows) by steps (columns); NaN where a site was not visited."""
-
-    sites: list[str]
-    steps: list[int]
-    values: list[list[float]]
-
-    def of(self, site: str) -> list[float]:
-        """The row of one site."""
-        return self.values[self.sites.index(site)]
 
 
 def concatenate(traces: Iterable[Trace]) -> pandas.DataFrame:
