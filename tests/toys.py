@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -213,42 +212,6 @@ def _like(prediction: Tensor, latent: Tensor) -> Tensor:
     for axis, size in enumerate(latent.shape):
         prediction = prediction.narrow(axis, 0, size)
     return prediction
-
-
-@contextmanager
-def count_host_reads() -> Iterator[list[str]]:
-    """Every device-to-host read in the block, found without asking our own counter.
-
-    `_local_scalar_dense` (item, bool, float of a tensor) is intercepted in torch's dispatcher; `tolist`, `numpy` and
-    `cpu`, which on a CPU tensor never reach it, at the methods.
-    """
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    reads: list[str] = []
-
-    class Interceptor(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if "_local_scalar_dense" in str(func) or "is_nonzero" in str(func) or str(func).startswith("aten.equal"):
-                reads.append(str(func))
-            return func(*args, **(kwargs or {}))
-
-    originals = {name: getattr(torch.Tensor, name) for name in ("tolist", "numpy", "cpu")}
-
-    def counted(name: str) -> Callable[..., Any]:
-        def method(self: Tensor, *args: Any, **kwargs: Any) -> Any:
-            reads.append(name)
-            return originals[name](self, *args, **kwargs)
-
-        return method
-
-    for name in originals:
-        setattr(torch.Tensor, name, counted(name))
-    try:
-        with Interceptor():
-            yield reads
-    finally:
-        for name, original in originals.items():
-            setattr(torch.Tensor, name, original)
 
 
 def letters(session: ReuseEngine, sites: Sequence[str] | None = None) -> dict[str, str]:

@@ -136,7 +136,7 @@ def _measure(config: BenchConfig, result: Result, model: LoadedModel, sampling: 
         return lambda: model.generate_latents(prompt, config.seed + number, **sampling)
 
     try:
-        _count(section.rows, compared, model, call(0), int(sampling["num_steps"]), progress)
+        _count(section.rows, compared, model, call(0), int(sampling["num_steps"]), device, progress)
         for number in range(config.rounds):
             order = list(zip(section.rows, compared))
             reference: Tensor | None = None
@@ -160,6 +160,7 @@ def _count(
     model: LoadedModel,
     call: Callable[[], Tensor],
     num_steps: int,
+    device: torch.device,
     progress: Progress,
 ) -> None:
     """FLOPs and host reads of each method, in a pass of its own that also warms everything up."""
@@ -167,7 +168,7 @@ def _count(
     for row, method in zip(rows, compared):
         try:
             with method.session(model.pipe):
-                row.flops, reads = flops_and_reads(call)
+                row.flops, reads = flops_and_reads(call, device)
         except KeyboardInterrupt:
             raise
         except Exception as error:  # a peer that does not know this model says so in ways of its own

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from toys import Loop, count_host_reads, tiny_transformer
+from toys import Loop, tiny_transformer
 
 from fsframework.core import Part, Partial, Recompute, Reuse, ReuseEngine, ReusePolicy
 from fsframework.core.review import ReuseWarning
 from fsframework.core.samples import stacked
+from fsframework.run.bench_counts import host_reads
 
 pytestmark = pytest.mark.filterwarnings("ignore::fsframework.core.review.ReuseWarning")
 
@@ -298,7 +299,7 @@ def test_nothing_the_cache_holds_is_written_to_by_the_model(loop, parts):
 
 def test_host_reads_per_step_are_what_the_policy_declares(loop, policy):
     def reads(run):
-        with count_host_reads() as found:
+        with host_reads() as found:
             run()
         return len(found)
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch._inductor.utils import run_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
-from toys import count_host_reads
 
 import fsframework.core.distance
 from fsframework.core.distance import DISTANCES, PIECE_ON_CPU, cosine, mse, relative_l1
 from fsframework.core.fused import Fused
+from fsframework.run.bench_counts import host_reads
 
 ONES, THREES = torch.ones(2, 3, 4), torch.full((2, 3, 4), 3.0)
 
@@ -134,7 +134,7 @@ def test_no_copy_of_the_inputs_is_made(name, dtype):
 
 def test_distances_read_nothing_back():
     a, b = torch.randn(2, 300, 500), torch.randn(2, 300, 500)
-    with count_host_reads() as reads:
+    with host_reads() as reads:
         for distance in DISTANCES.values():
             distance(a, b)
             distance(a, b, per_sample=True)

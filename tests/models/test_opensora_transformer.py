@@ -5,9 +5,9 @@ import logging
 import pytest
 import torch
 from oracles import load_oracle
-from toys import count_host_reads
 
 from fsframework.models.opensora_1_2 import STDiT3
+from fsframework.run.bench_counts import host_reads
 
 CASES = [
     "cfg_mask_repeated", "x_mask_all_true", "x_mask_mixed", "pad_odd_hw", "one_frame", "mask_none", "unequal_text_lengths",
@@ -149,7 +149,7 @@ def test_a_width_that_heads_or_positions_can_not_share_is_an_error():
 def test_a_forward_never_waits_for_the_device():
     model, given = tiny(), inputs()
     mask, x_mask = torch.tensor([[1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0]]), torch.tensor([[False, True, True]] * 2)
-    with count_host_reads() as reads:
+    with host_reads() as reads:
         model(**given, mask=mask, x_mask=x_mask)
     assert reads == []
 

@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from toys import SmoothDiT, ToyAdapter, count_host_reads, letters, run_scripted, run_smooth, toy_session
+from toys import SmoothDiT, ToyAdapter, letters, run_scripted, run_smooth, toy_session
 
 from fsframework.core import Forecast, Part, Recompute, Reuse, ReuseEngine, ReusePolicy, Run
 from fsframework.policies import (
@@ -16,6 +16,7 @@ from fsframework.policies import (
 )
 from fsframework.policies.forecast import ForecastReuse
 from fsframework.policies.taylorseer import TaylorSeer
+from fsframework.run.bench_counts import host_reads
 
 pytestmark = pytest.mark.filterwarnings("ignore::fsframework.core.review.ReuseWarning")
 
@@ -173,7 +174,7 @@ def test_a_threshold_on_the_forecasts_own_error_reuses_a_steady_drift():
 
 def test_host_reads_are_the_bases_and_a_forecast_adds_none():
     def reads_of(policy):
-        with toy_session(SmoothDiT(num_blocks=2), policy, 10) as session, count_host_reads() as reads:
+        with toy_session(SmoothDiT(num_blocks=2), policy, 10) as session, host_reads() as reads:
             run_smooth(session.bound.transformer, 10)
         return session.meter.num_reads, len(reads)
 

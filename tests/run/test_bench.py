@@ -65,6 +65,37 @@ def test_flops_and_reads_are_counted_in_the_dispatcher():
     assert len(found) == 3
 
 
+@pytest.mark.parametrize(
+    ("read", "num_reads"),
+    [
+        (lambda x: x.sum().item(), 1),
+        (lambda x: x.max().tolist(), 1),
+        (lambda x: x.mean().cpu().numpy(), 2),
+        (lambda x: bool((x > 0).all()), 1),
+        (lambda x: torch.equal(x, x), 1),
+        (lambda x: x.nonzero(), 1),
+        (lambda x: x[x > 0], 1),
+        (lambda x: x.unique(), 1),
+        (lambda x: torch.arange(3).repeat_interleave(torch.tensor([1, 2, 3])), 1),
+        # What a device does by itself.
+        (lambda x: torch.arange(3).repeat_interleave(torch.tensor([1, 2, 3]), output_size=6), 0),
+        (lambda x: torch.where(x > 0, x, 0.0)[torch.tensor([0])], 0),
+        (lambda x: x.masked_fill(x > 0, 1.0).to(torch.float64).mean(), 0),
+        (lambda x: torch.empty(2, 3).copy_(x), 0),
+    ],
+)
+def test_whatever_the_host_would_wait_for_is_found_and_nothing_else(read, num_reads):
+    with host_reads() as found:
+        read(torch.ones(2, 3))
+    assert len(found) == num_reads, found
+
+
+def test_on_a_gpu_reads_of_what_lies_on_the_host_do_not_count():
+    with host_reads("cuda") as found:
+        torch.ones(1).item(), torch.ones(1).tolist(), torch.ones(3).nonzero()
+    assert found == []
+
+
 def test_attention_on_a_cpu_counts_too():
     x = torch.ones(1, 1, 4, 8)
     flops, _ = flops_and_reads(lambda: torch.nn.functional.scaled_dot_product_attention(x, x, x))
