@@ -19,6 +19,7 @@ from fsframework.core import (
     Curve,
     Decision,
     Fit,
+    HeatMap,
     Part,
     ReusePolicy,
     ReuseWarning,
@@ -337,6 +338,7 @@ class PlanSearch(Calibration):
         plans: list[dict[str, Any]] = []
         numbers: dict[str, float] = {}
         curves: list[Curve] = []
+        maps: list[HeatMap] = []
         units = units_of(run.sites, self._policy.units)
         for found in self._found:
             share, error = (_mean(records[_name(found.plan)], key) for key in ("share", "error"))
@@ -350,6 +352,8 @@ class PlanSearch(Calibration):
                 f"error of evenly spaced steps at {found.budget:g}": found.even_error,
                 f"rank correlation of prediction at {found.budget:g}": rank_correlation(found.tried),
             }
+            computed = {site: [float(letter == "C") for letter in row] for site, row in ordered.items()}
+            maps.append(HeatMap(f"computed (dark) at budget {found.budget:g}", computed, 0.0, 1.0))
             curves.append(
                 Curve(
                     f"budget {found.budget:g}",
@@ -367,7 +371,7 @@ class PlanSearch(Calibration):
         numbers["rollouts of each clip"] = float(len(records))
         policy = self._policy
         values = {"granularity": policy.granularity, "storage": policy.storage, "plans": plans}
-        return Fit(values, numbers, curves)
+        return Fit(values, numbers, curves, maps=maps)
 
     def _unit_plan(self, plan: Tensor) -> UnitPlan:
         rows = "/".join(_letters(row) for row in plan)

@@ -12,6 +12,7 @@ from fsframework.core.calibration import Artifact as Artifact
 from fsframework.core.calibration import Calibration as Calibration
 from fsframework.core.calibration import Curve as Curve
 from fsframework.core.calibration import Fit as Fit
+from fsframework.core.calibration import HeatMap as HeatMap
 from fsframework.core.checkpoint import Checkpoint as Checkpoint
 from fsframework.core.checkpoint import LoadedModel as LoadedModel
 from fsframework.core.decision import DISCARD as DISCARD

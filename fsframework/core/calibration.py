@@ -202,6 +202,8 @@ class Fit:
     """What to draw: those with the same labels in one panel, those without labels in that of the curve before."""
     proposed: Mapping[str, Any] = field(default_factory=dict)
     """Options to start from where the policy needs more than the artifact: a threshold that none was published for."""
+    maps: Sequence[HeatMap] = ()
+    """What to draw below the curves, a panel each."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,19 @@ class Curve:
     y_label: str = ""
     is_line: bool = True
     """False: points."""
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A number for every site and step, drawn as a colour: gates, or what a plan computes."""
+
+    name: str
+    rows: Mapping[str, Sequence[float]]
+    """Name of the row (a site) -> a number per column (a step); NaN is left blank."""
+    low: float
+    """The number of the lightest colour."""
+    high: float
+    """The number of the darkest."""
 
 
 class Calibration(ABC):

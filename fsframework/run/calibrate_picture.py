@@ -1,4 +1,4 @@
-"""The picture of a calibration: its curves, those with the same labels in one panel. A self-contained SVG file."""
+"""The picture of a calibration: its curves, those with the same labels in one panel, then its maps. A self-contained SVG."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from fsframework.run.calibrate_map import map_panel
 from fsframework.run.report_svg import log_ticks, path, power, svg, text, ticks
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ def picture(fit: Fit, title: str, subtitle: str) -> str:
         for column, (content, _) in enumerate(drawn[row : row + columns]):
             out.append(f'<g transform="translate({column * width // columns} {top})">{content}</g>')
         top += max(height for _, height in drawn[row : row + columns])
+    for heat in fit.maps:
+        content, height = map_panel(heat, width)
+        out.append(f'<g transform="translate(0 {top})">{content}</g>')
+        top += height
     extra = f'xmlns="http://www.w3.org/2000/svg" width="{width}" height="{top}"'
     return svg(out, width, top, "calibration", title, extra) + "\n"
 

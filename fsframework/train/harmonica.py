@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -135,7 +135,7 @@ class HarmoniCaModule(RouterModule):
         importance: list[float] = self.router.importance_T.tolist()
         steps = [float(step) for step in range(1, len(importance))]
         curve = Curve("lambda", steps, importance[1:], "step", "lambda, how much an error matters")
-        return Fit({**fit.values, "importance": importance}, fit.numbers, [*fit.curves, curve])
+        return replace(fit, values={**fit.values, "importance": importance}, curves=[*fit.curves, curve])
 
 
 def normalized(errors: Sequence[float], reusing: Sequence[int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -9,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fsframework.core import Curve, Fit, Run
+from fsframework.core import Curve, Fit, HeatMap, Run
 from fsframework.core.gates import FIXED, GRANULARITIES
 from fsframework.data.prompts import Clip
 from fsframework.train.learned import LearnedModule, Learning
@@ -190,8 +191,8 @@ class RouterModule(LearnedModule):
         if rows:
             numbers |= {"loss": rows[-1]["loss"], "error": rows[-1]["error"]}
         gated = self.router.gated_T.tolist()
-        for site, gates in table.gates.items():
-            points = [(float(s), gate) for s, gate in enumerate(gates) if gated[s]]
-            x, y = zip(*points)
-            curves.append(Curve(site, x, y, "step", "gate"))
-        return Fit(table.values(options.granularity, options.storage), numbers, curves)
+        rows_of = {
+            site: [gate if may else math.nan for gate, may in zip(row, gated)] for site, row in table.gates.items()
+        }
+        maps = [HeatMap("gates, low where reuse costs little", rows_of, 0.0, 1.0)]
+        return Fit(table.values(options.granularity, options.storage), numbers, curves, maps=maps)

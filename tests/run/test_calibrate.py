@@ -17,12 +17,13 @@ import torch
 
 from fsframework.cli import main
 from fsframework.config import load_config
-from fsframework.core import POLICIES, Artifact, Curve, Fit, ReusePolicy
+from fsframework.core import POLICIES, Artifact, Curve, Fit, HeatMap, ReusePolicy
 from fsframework.models.loading import load_model
 from fsframework.policies import FullCompute
 from fsframework.run import calibrate as module
 from fsframework.run import launch
 from fsframework.run.calibrate import calibrate
+from fsframework.run.calibrate_map import DARKEST, LIGHTEST
 from fsframework.run.calibrate_picture import picture
 from fsframework.run.calibrate_store import Records
 from fsframework.run.catalog import list_policies
@@ -535,6 +536,27 @@ def test_an_axis_is_logarithmic_over_a_wide_range_but_not_along_steps():
     assert ">20<" in text  # of the steps
     assert ">settings<" in text
     assert ">fit: numbers<" in text
+
+
+def test_a_map_has_a_square_for_every_number_darker_for_more_and_none_for_nan():
+    heat = HeatMap("gates", {"a": [0.0, 0.5, 1.0], "b & c": [float("nan"), 1.0, 2.0]}, low=0.0, high=1.0)
+    root = ElementTree.fromstring(picture(Fit({}, maps=[heat]), "t", "s"))
+    squares = [r for r in root.iter("{http://www.w3.org/2000/svg}rect") if r.get("class") == "square"]
+    assert [r.find("{http://www.w3.org/2000/svg}title").text for r in squares] == [
+        "a, step 0: 0", "a, step 1: 0.5", "a, step 2: 1", "b & c, step 1: 1", "b & c, step 2: 2",
+    ]  # fmt: skip
+    colours = [r.get("fill") for r in squares]
+    assert colours == [
+        LIGHTEST,
+        "#" + _between(LIGHTEST, DARKEST),
+        DARKEST,
+        DARKEST,
+        DARKEST,
+    ]  # 2 is cut to the highest
+
+
+def _between(light, dark):
+    return "".join(f"{round((int(light[i : i + 2], 16) + int(dark[i : i + 2], 16)) / 2):02x}" for i in (1, 3, 5))
 
 
 @pytest.fixture
