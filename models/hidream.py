@@ -60,6 +60,7 @@ class HiDream(ModelAdapter):
     batched_inputs = (
         "hidden_states", "timesteps", "encoder_hidden_states_t5", "encoder_hidden_states_llama3", "pooled_embeds",
     )  # fmt: skip
+    text_inputs = ("encoder_hidden_states_t5", "encoder_hidden_states_llama3")
     gates = {Part.ATTENTION: _attention_gates, Part.MLP: lambda block, arguments: (_pieces(block, arguments)[5],)}
     block_probes = {"temb": argument("temb"), "modulated": _modulated}
     checkpoints = {

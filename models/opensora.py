@@ -71,6 +71,7 @@ class OpenSora(ModelAdapter):
     part_probes = {"attention_map": _attention_map}
     batch_order = ("cond", "uncond")
     latent_input = "x"
+    text_inputs = ("y",)
     batched_inputs = ("x", "timestep", "y", "mask", "x_mask", "fps", "height", "width")
     checkpoints = {
         "tiny-opensora": Checkpoint(

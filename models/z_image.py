@@ -36,6 +36,7 @@ class ZImage(ModelAdapter):
     latent_input = "x"
     timestep_input = "t"
     batched_inputs = ("x", "t", "cap_feats")
+    text_inputs = ("cap_feats",)
     block_probes = {"temb": argument("adaln_input"), "modulated": _modulated}
     checkpoints = {
         "z-image-turbo": Checkpoint(

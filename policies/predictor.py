@@ -26,14 +26,19 @@ from fsframework.core import (
     State,
 )
 from fsframework.core.policy import Storage
+from fsframework.core.prompt import NEUTRAL
 from fsframework.core.schedule import count_of, warmup_steps
+from fsframework.policies.foresight import TAIL
 
 FEATURES = (
     "span / last span", "span", "last rate / rate before", "last rate / warmup rate", "last rate / mean of all sites",
     "mean of all sites / their warmup", "warmup rate", "warmup rate / mean of all sites", "timestep", "share of the run",
-    "step size / mean step size", "depth", "is spatial", "is temporal",
+    "step size / mean step size", "depth", "is spatial", "is temporal", "distance at last rate / threshold",
+    "threshold / mean of all sites", "prompt embedding norm",
 )  # fmt: skip
-"""What the network sees of a site before a step; ratios, spans and rates as natural logarithms. See `Tracker`."""
+"""What the network sees of a site before a step; ratios, spans, rates and norms as natural logarithms. See `Tracker`."""
+FORMAT = 2
+"""Of an artifact's values: 1 had neither thresholds nor the prompt among the features."""
 SMALLEST = 1e-6
 """Distances are taken to be at least this, for their logarithm."""
 MOST = 4.0
@@ -70,12 +75,15 @@ class Network:
         """From an artifact's values, where rows of numbers are texts.
 
         Raises:
-            ValueError: it was trained on other features than this version has.
+            ValueError: it was trained on other features than this version has, or is of another format.
         """
-        if tuple(values["features"]) != FEATURES:
+        found = values.get("format", 1), tuple(values["features"])
+        if found != (FORMAT, FEATURES):
+            missing = [name for name in FEATURES if name not in found[1]]
             raise ValueError(
-                f"the predictor was trained on the features {', '.join(values['features'])}; this version has others. "
-                f"Train it anew."
+                f"the predictor's weights are of format {found[0]}, this fsframework reads format {FORMAT}; they were trained "
+                f"without the features {', '.join(missing) or 'in this order'}. Train again with `fsf train CONFIG.yaml` "
+                f"(train: predictor)."
             )
         layers = [(np.array([_row(r) for r in one["weight"]]), _row(one["bias"])) for one in values["layers"]]
         return Network(_row(values["mean"]), _row(values["std"]), layers)
@@ -83,7 +91,13 @@ class Network:
     def to_values(self) -> dict[str, Any]:
         """For an artifact: a text per row, nine digits per number."""
         layers = [{"weight": [_text(row) for row in weight], "bias": _text(bias)} for weight, bias in self.layers]
-        return {"features": list(FEATURES), "mean": _text(self.mean), "std": _text(self.std), "layers": layers}
+        return {
+            "format": FORMAT,
+            "features": list(FEATURES),
+            "mean": _text(self.mean),
+            "std": _text(self.std),
+            "layers": layers,
+        }
 
 
 class Tracker:
@@ -91,6 +105,10 @@ class Tracker:
 
     Time is counted in *spans*: |t(c) - t(s)| / max |t| for the timesteps of steps c and s. A *rate* is a distance divided by
     the span over which it was measured. So neither the number of steps nor a site's usual size of change is in them.
+
+    A site's *threshold* is Foresight's lambda (arXiv:2506.00329, with gamma = 1), of this policy's distances in place of mean
+    squares: over the last three warmup steps s < W the sum of 10^(s - W + 1) d(s, s - 1). It is known from step W on, the first
+    at which there is anything to decide.
     """
 
     def __init__(self, run: Run, warmup: int) -> None:
@@ -104,6 +122,10 @@ class Tracker:
         """Logarithms of the last rate, of the one before, and of the span over which the last was measured."""
         self._sum, self._count = np.zeros(n), np.zeros(n)
         """Of the logarithms of the rates in the warmup, whose mean is the site's usual rate."""
+        self._threshold = np.zeros(n)
+        """Of each site; 0 before anything was measured in the warmup's tail."""
+        self.prompt_norm: float | None = None
+        """Root mean square of the prompt's embedding, `NEUTRAL` for models that take none; None until it is known."""
         blocks = max(site.stop for site in run.sites)
         kinds = [site.kind for site in run.sites]
         self._fixed = np.array(
@@ -128,6 +150,8 @@ class Tracker:
         if step < self.warmup:
             self._sum[sites] += rate
             self._count[sites] += 1
+            if step >= self.warmup - TAIL:
+                self._threshold[sites] += 10.0 ** (step - self.warmup + 1) * distances
 
     def computed(self, step: int, sites: np.ndarray) -> None:
         """These sites' values of `step` are cached now."""
@@ -146,6 +170,11 @@ class Tracker:
         span = self.log_span(self.cached, step)
         usual = np.divide(self._sum, self._count, out=np.full_like(self._sum, np.nan), where=self._count > 0)
         usual = np.where(np.isnan(usual), self.rate, usual)
+        straight = self.straight(step)
+        # Before there is a threshold the distance is neither above nor below it.
+        sums = np.where(np.isfinite(self._threshold), np.maximum(self._threshold, SMALLEST), np.nan)
+        threshold = np.where(self._threshold == 0, straight, np.log(sums))
+        prompt = math.log(max(NEUTRAL if self.prompt_norm is None else self.prompt_norm, SMALLEST))
         size = self.log_span(max(step - 1, 0), step) - math.log(self._mean_step)
         ones = np.ones_like(span)
         columns = [
@@ -153,7 +182,8 @@ class Tracker:
             ones * (self.rate - usual).mean(), usual, usual - usual.mean(), ones * self.times[step],
             ones * (step / len(self.times)), ones * size,
         ]  # fmt: skip
-        return np.column_stack([*columns, self._fixed])
+        more = [straight - threshold, threshold - threshold.mean(), ones * prompt]
+        return np.column_stack([*columns, self._fixed, *more])
 
 
 @dataclass
@@ -170,9 +200,11 @@ class PredictorState:
     done: list[int] = field(default_factory=list)
     """Columns computed in the forward in progress."""
     posted: tuple[int, np.ndarray] | None = None
-    """Step and columns of the distances that are on their way to the host."""
+    """Step and columns of the distances that are on their way to the host; behind them the prompt's norm is."""
     awaited: tuple[int, np.ndarray] | None = None
     """Step and columns of what was computed a step ago."""
+    prompt_norm: Tensor | None = None
+    """Of the prompt's embedding, 0-d, worked out once."""
     predicted: np.ndarray | None = None
     """[sites]: distances predicted for this step; None in the warmup."""
 
@@ -189,14 +221,15 @@ class Predictor(ReusePolicy[PredictorState]):
     Before a step the host knows for every site when it was computed and the last distances measured. If a site went on
     moving at its last rate, d would be that rate times the span from c to s in timesteps; the network predicts the
     logarithm of how much more or less it is, from `FEATURES`: ratios of rates and spans, relative to the site's own warmup
-    and to all other sites, the timestep, its step size, the site's depth and kind. None of them grows with the number of
-    steps or tokens. From the warmup on a site is reused iff the prediction is below `budget` and its lag is at most `max_lag`.
+    and to all other sites, to the threshold that Foresight would set, the timestep, its step size, the site's depth and
+    kind, and the norm of the prompt's embedding. None of them grows with the number of steps or tokens. From the warmup on a
+    site is reused iff the prediction is below `budget` and its lag is at most `max_lag`.
 
     Without an artifact the network's weights are all zero: each site is predicted to go on at its last rate. `fsf train`
     trains the weights on recordings of full compute (`fsframework/train/predictor.py`).
 
     Granularity: block. Caches every block's residual (or output): 1 hidden state per block. Host reads: one per forward,
-    asynchronous and a step old. Our own.
+    asynchronous and a step old; the prompt's norm comes with it. Our own.
     """
 
     paper = "our own"
@@ -253,12 +286,15 @@ class Predictor(ReusePolicy[PredictorState]):
     def begin_forward(self, state: PredictorState, call: Call) -> None:
         """Take in what was measured a step ago (the only host read), and predict."""
         step, tracker = call.step.index, state.tracker
-        if state.posted is not None and (distances := call.meter.take(call.branch)) is not None:
+        if state.posted is not None and (values := call.meter.take(call.branch)) is not None:
+            *distances, tracker.prompt_norm = values
             tracker.measured(*state.posted, np.array(distances))
         if state.awaited is not None:
             tracker.computed(*state.awaited)
         state.posted = state.awaited = state.predicted = None
         state.fresh, state.done = {}, []
+        if state.prompt_norm is None:
+            state.prompt_norm = call.probe("prompt_norm")
         if step >= tracker.warmup:
             state.predicted = predict(tracker, state.network, step)
 
@@ -282,12 +318,14 @@ class Predictor(ReusePolicy[PredictorState]):
             state.fresh[column] = distance
 
     def end_forward(self, state: PredictorState, call: Call) -> None:
-        """Start copying what was measured to the host, if there is a step that can use it."""
+        """Start copying what was measured to the host, if there is a step that can use it; after the first forward, in which
+        there is nothing to compare with, the prompt's norm alone."""
         step = call.step.index
         state.awaited = step, np.array(state.done, dtype=int)
-        if state.fresh and step + 1 < call.step.num_steps:
-            distances = call.meter.mean_over_ranks(torch.stack(list(state.fresh.values())))
-            call.meter.post(call.branch, distances)
+        if (state.fresh or state.tracker.prompt_norm is None) and step + 1 < call.step.num_steps:
+            assert state.prompt_norm is not None
+            values = call.meter.mean_over_ranks(torch.stack([*state.fresh.values(), state.prompt_norm]))
+            call.meter.post(call.branch, values)
             state.posted = step, np.array(list(state.fresh), dtype=int)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fsframework.core.bound import BoundBlock, BoundModel
+from fsframework.core.prompt import prompt_norm
 from fsframework.core.registry import nearest
 from fsframework.core.samples import stacked
 from fsframework.core.site import Branch, Kind, Part
@@ -109,6 +110,8 @@ class ModelAdapter:
     """Which axis of the latent counts frames; None for images."""
     frame_patch: ClassVar[str] = ""
     """The transformer's config name for how many frames share a token (of several numbers the first); empty: one does."""
+    text_inputs: ClassVar[tuple[str, ...]] = ("encoder_hidden_states",)
+    """Arguments of the transformer's forward that hold the prompt's embedding: tensors, and lists of them."""
     contexts: ClassVar[Mapping[str, str]] = {"cond": "cond", "uncond": "uncond", "cond_uncond": "joint"}
     """diffusers' `cache_context` name -> branch."""
     pipeline_arguments: ClassVar[Mapping[str, str]] = {}
@@ -131,8 +134,8 @@ class ModelAdapter:
     """What `gate` gives, per sub-module part. None of them may run the sub-module; running a small modulation layer once
     more is fine. Most families share a form that `models/_modulation.py` has."""
     probes: ClassVar[Mapping[str, Probe]] = {}
-    """Probes made from the transformer and its arguments: they can be asked for anywhere in a forward. `latent` is there
-    without being stated."""
+    """Probes made from the transformer and its arguments: they can be asked for anywhere in a forward. `latent` and
+    `prompt_norm` are there without being stated."""
     block_probes: ClassVar[Mapping[str, Probe]] = {}
     """Probes made from the first block and its arguments: they can be asked for once execution has come to that block, so
     in `decide` at TRUNK, and not in `begin_forward`. Two names mean the same in every family that has them:
@@ -169,7 +172,8 @@ class ModelAdapter:
     def probe(
         self, name: str, transformer: nn.Module, arguments: Mapping[str, Any], block: Mapping[str, Any]
     ) -> Tensor:
-        """A tensor of the current forward by name, computed when asked: `latent`, `probes` and `block_probes`.
+        """A tensor of the current forward by name, computed when asked: `latent`, `prompt_norm` (`core/prompt.py`), `probes`
+        and `block_probes`.
 
         `arguments` are the model's, `block` those of the block execution has come to (empty before the first), by name:
         a block's modulated input, say, needs no second run of the embedding. `block_probes` are about the first block, so
@@ -181,6 +185,9 @@ class ModelAdapter:
         if name == "latent":
             value: Tensor = stacked(arguments[self.latent_input])
             return value
+        if name == "prompt_norm":
+            device = stacked(arguments[self.latent_input]).device
+            return prompt_norm([arguments.get(text) for text in self.text_inputs], device)
         if name in self.probes:
             return self.probes[name](transformer, arguments)
         if name in self.block_probes:
@@ -190,7 +197,7 @@ class ModelAdapter:
                     f"`decide` at the first site inside the model (TRUNK, or the first block), not in `begin_forward`"
                 )
             return self.block_probes[name](_get_path(transformer, self.blocks[0].path)[0], block)
-        known = ["latent", *self.probes, *self.block_probes]
+        known = ["latent", "prompt_norm", *self.probes, *self.block_probes]
         raise ValueError(f"{type(self).__name__} has no probe {name!r}. {nearest(name, known)}")
 
     def num_frames(self, transformer: nn.Module, arguments: Mapping[str, Any]) -> int:

@@ -55,8 +55,8 @@ class Call(Protocol):
         spatial and temporal blocks can be compared; unchanged where nothing is folded."""
 
     def probe(self, name: str) -> Tensor:
-        """A tensor the adapter can provide by name: `latent`, and what else its family states about the model or the
-        block execution has come to."""
+        """A tensor the adapter can provide by name: `latent`, `prompt_norm` (0-d: the size of the prompt's embedding, 1 where
+        the model takes none), and what else its family states about the model or the block execution has come to."""
 
     def video_tokens(self, site: Site) -> Tensor:
         """The video tokens entering the site being asked about, [rows, N, C]: what the index of a `Partial` counts.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fsframework.core import Curve, Fit, Run
+from fsframework.core.registry import nearest
 from fsframework.core.schedule import warmup_steps
 from fsframework.policies.predictor import FEATURES, MOST, SMALLEST, Network, Tracker
 from fsframework.train.learned import TRAINERS, LearnedModule, Learning
@@ -52,6 +53,8 @@ class PredictorOptions:
     """Sizes [height, width] in pixels on which it is judged besides."""
     judged_clips: int = 3
     """Validation clips for each of these, >= 1."""
+    ignored: list[str] = field(default_factory=list)
+    """Features that the network does not look at, by their names in `FEATURES`: to see what they are worth."""
 
     def __post_init__(self) -> None:
         if self.storage not in ("output", "residual"):
@@ -63,6 +66,9 @@ class PredictorOptions:
             raise ValueError(f"train.strides={self.strides} must be whole numbers of steps, at least 1")
         if any(len(size) != 2 for size in self.other_sizes):
             raise ValueError(f"train.other_sizes={self.other_sizes} must be a list of [height, width]")
+        unknown = [name for name in self.ignored if name not in FEATURES]
+        if unknown:
+            raise ValueError(f"train.ignored: no feature {unknown[0]!r}. {nearest(unknown[0], list(FEATURES))}")
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,7 @@ def play(recording: Recording, warmup: float, rng: random.Random) -> Examples:
     num_steps, num_sites, max_lag = distances.shape
     first = warmup_steps(warmup, num_steps, 2, "train")
     tracker = Tracker(run, first)
+    tracker.prompt_norm = recording.prompt_norm
     share, alike = rng.uniform(0.1, 0.9), rng.random() < 0.5
     everything = np.arange(num_sites)
     features, straight, target = [], [], []
@@ -117,7 +124,8 @@ def thinned(recording: Recording, stride: int) -> Recording | None:
     run, distances = recording.run, recording.distances[::stride, :, stride - 1 :: stride]
     if distances.shape[0] < 4 or distances.shape[2] < 1:
         return None
-    return Recording(replace(run, num_steps=distances.shape[0], timesteps=run.timesteps[::stride]), distances)
+    run = replace(run, num_steps=distances.shape[0], timesteps=run.timesteps[::stride])
+    return replace(recording, run=run, distances=distances)
 
 
 def examples_of(
@@ -133,6 +141,11 @@ def examples_of(
     return Examples(*(part[good] for part in found))
 
 
+LEAST = {"prompt embedding norm": 1e-5}
+"""Standard deviation of a feature over the examples below which it has not varied; of others 0.01. Norms of embeddings
+differ little, but exactly: by 0.0004 to 0.0009 on the tiny models."""
+
+
 class ChangeNetwork(nn.Module):
     """Two hidden layers with tanh, as `Network` runs them on the host. Features are brought to mean 0 and deviation 1. The
     last layer starts at 0: each site is predicted to go on at its last rate."""
@@ -140,7 +153,7 @@ class ChangeNetwork(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, hidden: int, features: Tensor) -> None:
+    def __init__(self, hidden: int, features: Tensor, ignored: Sequence[str] = ()) -> None:
         super().__init__()
         n = len(FEATURES)
         self.layers = nn.ModuleList([nn.Linear(n, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, 1)])
@@ -149,7 +162,9 @@ class ChangeNetwork(nn.Module):
         self.register_buffer("mean", features.mean(dim=0))
         # What never varied (the step size of an even schedule) was not learned from and must not be looked at elsewhere.
         std = features.std(dim=0)
-        self.register_buffer("std", torch.where(std < 1e-2, torch.full_like(std, 1e6), std))
+        least = torch.tensor([LEAST.get(name, 1e-2) for name in FEATURES])
+        unseen = (std < least) | torch.tensor([name in ignored for name in FEATURES])
+        self.register_buffer("std", torch.where(unseen, torch.full_like(std, 1e6), std))
 
     def forward(self, features: Tensor) -> Tensor:
         """[N, features] to [N]: logarithm of how much more the distance is than at the last rate."""
@@ -193,7 +208,7 @@ class PredictorModule(LearnedModule):
         recordings = kept.of(learning.clips, {}, "learning")
         self.examples = examples_of(recordings, options.warmup, options.replays, learning.config.seed, options.strides)
         torch.manual_seed(learning.config.seed)
-        super().__init__(learning, ChangeNetwork(options.hidden, self.examples.features))
+        super().__init__(learning, ChangeNetwork(options.hidden, self.examples.features, options.ignored))
         self._run = recordings[0].run
         self._options = options
         self._judged = {"held-out prompts": kept.of(learning.validation_clips, {}, "validation")}

@@ -15,6 +15,7 @@ import numpy as np
 
 from fsframework.core import RECOMPUTE, Call, Decision, Entry, Kind, Part, ReusePolicy, Run, Site, State, Trace
 from fsframework.core.policy import Storage
+from fsframework.core.prompt import NEUTRAL
 from fsframework.policies.predictor import relative_change
 
 if TYPE_CHECKING:
@@ -24,10 +25,14 @@ if TYPE_CHECKING:
     from fsframework.train.learned import Learning
     from fsframework.train.predictor import PredictorOptions
 
+VERSION = 2
+"""Of what a recording's file holds; files of others are not read but made anew."""
+
 
 @dataclass(frozen=True)
 class LagRecorder(ReusePolicy[None]):
-    """Recomputes everything and logs each site's distance from its newest values, as `lag1`, `lag2`, ..."""
+    """Recomputes everything and logs each site's distance from its newest values, as `lag1`, `lag2`, ..., and at the first
+    site of a video the norm of the prompt's embedding, as `prompt_norm`."""
 
     depth: int
     """The longest lag."""
@@ -50,6 +55,8 @@ class LagRecorder(ReusePolicy[None]):
 
     def observe(self, state: None, call: Call, site: Site, fresh: State, cached: Entry | None) -> None:
         """Compare with every cached value."""
+        if call.step.index == 0 and site == call.run.sites[0]:
+            call.log(prompt_norm=call.probe("prompt_norm"))
         for entry in call.history(site):
             lag = call.step.index - entry.step
             call.log(**{f"lag{lag}": relative_change(fresh, call.input(), entry, self.storage)})
@@ -62,6 +69,8 @@ class Recording:
     run: Run
     distances: NDArray[np.float64]
     """[steps, sites, lags]: d(s, s - lag); NaN where there was no such step."""
+    prompt_norm: float = NEUTRAL
+    """Root mean square of the prompt's embedding."""
 
 
 class Recordings:
@@ -84,7 +93,8 @@ class Recordings:
     def _path(self, clip: Clip, sampling: Mapping[str, Any]) -> Path:
         model = self._learning.model
         identity = [
-            model.name, str(model.path), dict(sampling), clip.prompt, clip.seed, self._options.storage, self._options.max_lag,
+            VERSION, model.name, str(model.path), dict(sampling), clip.prompt, clip.seed, self._options.storage,
+            self._options.max_lag,
         ]  # fmt: skip
         return self._folder / f"{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]}.json"
 
@@ -114,6 +124,7 @@ def to_plain(run: Run, trace: Trace, max_lag: int) -> dict[str, Any]:
             step, site, branch = rows[row]
             if branch == run.branch:
                 distances[step][column[site]][lag - 1] = float(f"{value:.7g}")
+    (norm,) = [value for row, value in trace.logged("prompt_norm").items() if rows[row][2] == run.branch]
     facts = {k: list(v) if isinstance(v, tuple) else v for k, v in run.facts.items()}
     return {
         "branch": run.branch,
@@ -121,6 +132,7 @@ def to_plain(run: Run, trace: Trace, max_lag: int) -> dict[str, Any]:
         "sites": [[s.part.value, s.kind.value, s.start, s.stop, s.ordinal, s.denoiser] for s in run.sites],
         "facts": {k: v for k, v in facts.items() if isinstance(v, (str, int, float, bool, list))},
         "distances": distances,
+        "prompt_norm": float(f"{norm:.7g}"),
     }
 
 
@@ -130,5 +142,5 @@ def load(path: Path) -> list[Recording]:
     for one in json.loads(path.read_text(encoding="utf-8")):
         sites = [Site(Part(s[0]), Kind(s[1]), *s[2:]) for s in one["sites"]]
         run = Run(len(one["timesteps"]), one["timesteps"], sites, one["branch"], one["facts"])
-        out.append(Recording(run, np.array(one["distances"], dtype=float)))
+        out.append(Recording(run, np.array(one["distances"], dtype=float), one["prompt_norm"]))
     return out

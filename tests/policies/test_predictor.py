@@ -1,6 +1,7 @@
 """The predictor's arithmetic by hand: a block that gives 100 + t moves by lag / (100 + t)."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -21,11 +22,12 @@ def steady(policy, num_steps=10, script=lambda b, t: 100 + t, num_blocks=1):
     return session
 
 
-def artifact(path, bias=0.0, storage="output", max_lag=1.0, num_steps=10, features=FEATURES):
-    """A network that says `bias` whatever it sees."""
+def artifact(path, bias=0.0, storage="output", max_lag=1.0, num_steps=10, weights=None, **more):
+    """A network that says `bias` whatever it sees, but for the features in `weights`."""
     n = len(FEATURES)
-    network = Network(np.zeros(n), np.ones(n), [(np.zeros((1, n)), np.array([bias]))])
-    values = {"storage": storage, "max_lag": max_lag, **network.to_values(), "features": list(features)}
+    weight = np.array([[(weights or {}).get(name, 0.0) for name in FEATURES]])
+    network = Network(np.zeros(n), np.ones(n), [(weight, np.array([bias]))])
+    values = {"storage": storage, "max_lag": max_lag, **network.to_values(), **more}
     Artifact("predictor", values, {"num_steps": num_steps}).save(path)
     return str(path)
 
@@ -80,9 +82,35 @@ def test_an_artifact_bounds_the_lag_and_is_for_one_storage_and_its_features(tmp_
     assert steady(Predictor(budget=0.025, storage="output", **options)).trace.decisions("joint.0") == "CCRCRCRCRC"
     with pytest.raises(ValueError, match="was trained for storage=output; set policy.storage to that"):
         Predictor(artifact=path).start(run_of(range(10)))
-    other = artifact(tmp_path / "b.json", features=["span"])
-    with pytest.raises(ValueError, match="trained on the features span; this version has others"):
-        Predictor(artifact=other, storage="output").start(run_of(range(10)))
+
+
+def test_weights_of_an_earlier_format_or_for_other_features_are_refused(tmp_path):
+    new = ("distance at last rate / threshold", "threshold / mean of all sites", "prompt embedding norm")
+    earlier = [name for name in FEATURES if name not in new]
+    path = artifact(tmp_path / "a.json", features=earlier, format=1)
+    expected = (
+        f"the predictor's weights are of format 1, this fsframework reads format 2; they were trained without the features "
+        f"{', '.join(new)}. Train again with `fsf train CONFIG.yaml` (train: predictor)."
+    )
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        Predictor(artifact=path, storage="output").start(run_of(range(10)))
+    values = Network.zero().to_values()
+    del values["format"]
+    with pytest.raises(ValueError, match="are of format 1"):
+        Network.from_values(values)
+    values = {**Network.zero().to_values(), "features": list(reversed(FEATURES))}
+    with pytest.raises(ValueError, match="without the features in this order"):
+        Network.from_values(values)
+
+
+def test_a_network_can_look_at_the_threshold(tmp_path):
+    """10 to the steps s - W + 1 times the distances: W = 3, d(1, 0) = 1 / 101, d(2, 1) = 1 / 102; d(3, 2) would be 1 / 102."""
+    path = artifact(tmp_path / "a.json", weights={"distance at last rate / threshold": 1.0})
+    session = steady(Predictor(budget=1.0, warmup=3, max_lag=9, storage="output", artifact=path))
+    predicted = {session.trace.column("step")[row]: value for row, value in session.trace.logged("predicted").items()}
+    threshold = 0.1 / 101 + 1 / 102
+    straight = 1 / 102
+    assert predicted[3] == pytest.approx(straight * straight / threshold, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +133,10 @@ def test_a_distance_that_is_not_finite_is_never_a_reuse():
     session = steady(Predictor(budget=0.015, warmup=2, max_lag=9, storage="output"), script=script)
     # Step 3 gives inf and d = nan, so 4 is computed; d(4, 3) = inf / 104, so 5 is; from d(5, 4) on all is well.
     assert session.trace.decisions("joint.0") == "CCRCCCRCRC"
+    # In the warmup it is in the threshold, which is then none for the whole video.
+    script = lambda b, t: math.inf if t == 1 else 100 + t
+    session = steady(Predictor(budget=0.015, warmup=3, max_lag=9, storage="output"), script=script)
+    assert session.trace.decisions("joint.0") == "CCCCCCCCCC"
 
 
 def test_what_the_network_sees_by_hand():
@@ -134,10 +166,31 @@ def test_what_the_network_sees_by_hand():
         "depth": [1, math.exp(0.5)],
         "is spatial": [math.e, 1],
         "is temporal": [1, math.e],
+        # Foresight's weights for a warmup of 3 are 0.1 and 1: 0.1 * 0.1 + 0.2 and 0.1 * 0.4 + 0.4.
+        "distance at last rate / threshold": [0.2 / 0.21, 0.4 / 0.44],
+        "threshold / mean of all sites": [math.sqrt(0.21 / 0.44), math.sqrt(0.44 / 0.21)],
+        "prompt embedding norm": [1, 1],  # not known yet
     }
+    assert seen.keys() == expected.keys()
     for name, values in expected.items():
         assert seen[name] == pytest.approx(values), name
     assert predict(tracker, Network.zero(), 3) == pytest.approx([0.2, 0.4])
+    tracker.prompt_norm = 0.7
+    assert np.exp(tracker.features(3)[:, FEATURES.index("prompt embedding norm")]) == pytest.approx([0.7, 0.7])
+
+
+def test_only_the_last_three_warmup_steps_make_the_threshold_and_without_any_it_says_nothing():
+    tracker = Tracker(run_of([800.0, 600.0, 400.0, 200.0, 100.0, 50.0], BLOCKS[:1]), warmup=5)
+    site, column = np.array([0]), FEATURES.index("distance at last rate / threshold")
+    tracker.computed(0, site)
+    tracker.measured(1, site, np.array([64.0]))
+    tracker.computed(1, site)
+    assert tracker.features(2)[0, column] == 0
+    for step, moved in ((2, 1.0), (3, 2.0), (4, 3.0)):
+        tracker.measured(step, site, np.array([moved]))
+        tracker.computed(step, site)
+    # 0.01 * 1 + 0.1 * 2 + 3; the last rate was 3 over a span of 100 / 800, step 5 comes after half of that.
+    assert np.exp(tracker.features(5)[0, column]) == pytest.approx(1.5 / 3.21)
 
 
 def test_a_steady_site_is_predicted_alike_in_twice_the_steps():

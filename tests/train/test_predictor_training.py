@@ -14,7 +14,7 @@ from toys import run_scripted
 
 import fsframework as fsf
 from fsframework.core import Artifact, Kind, Part, Run, Site
-from fsframework.policies.predictor import FEATURES, Predictor
+from fsframework.policies.predictor import FEATURES, Network, Predictor
 from fsframework.train.learned_config import ValidationConfig
 from fsframework.train.learned_fit import learn
 from fsframework.train.predictor import (
@@ -49,7 +49,7 @@ def curved(num_steps=12, max_lag=4, power=1.5):
     for step in range(num_steps):
         for lag in range(1, min(step, max_lag) + 1):
             distances[step, :, lag - 1] = np.array([1, 2, 3]) * (lag / num_steps) ** power
-    return Recording(run, distances)
+    return Recording(run, distances, prompt_norm=0.5)
 
 
 def test_a_recording_has_the_distance_from_every_value_that_is_still_there(tmp_path):
@@ -58,6 +58,7 @@ def test_a_recording_has_the_distance_from_every_value_that_is_still_there(tmp_p
     path = tmp_path / "one.json"
     path.write_text(json.dumps([to_plain(run, session.trace, 3) for run in recorder.runs]))
     (found,) = load(path)
+    assert found.prompt_norm == 1.0, "this model takes no prompt"
     assert [site.name for site in found.run.sites] == ["joint.0", "joint.1"]
     assert found.run.timesteps == [0, 1, 2, 3, 4]
     nan = math.nan
@@ -75,6 +76,7 @@ def test_a_recording_has_the_distance_from_every_value_that_is_still_there(tmp_p
 def test_a_pattern_asks_for_the_distance_from_what_would_be_cached():
     examples = play(curved(), 0.25, random.Random(0))
     assert examples.features.shape == (9 * 3, len(FEATURES))  # steps 3 to 11
+    assert examples.features[:, FEATURES.index("prompt embedding norm")].unique().exp().item() == pytest.approx(0.5)
     target = examples.target.reshape(9, 3).exp()
     lags = (target / torch.tensor([1.0, 2.0, 3.0])) ** (1 / 1.5) * 12
     assert torch.allclose(lags, lags.round(), atol=1e-3)
@@ -108,6 +110,9 @@ def test_what_never_varied_is_not_looked_at():
     other[:, 3] = 2.0
     assert torch.allclose(network(other), network(features), atol=1e-4)
     other[:, 4] += 1.0
+    blind = ChangeNetwork(4, features, [FEATURES[4]])
+    blind.layers.load_state_dict(network.layers.state_dict())
+    assert torch.allclose(blind(other), blind(features), atol=1e-4), "what is ignored is not either"
     assert not torch.allclose(network(other), network(features), atol=1e-2)
 
 
@@ -194,6 +199,34 @@ def test_a_training_ends_in_an_artifact_that_the_policy_runs_with_and_is_the_sam
     assert learn(settings(tmp_path / "two"), model).fit.values == learned.fit.values
 
 
+def test_a_network_can_look_at_the_prompt_whose_norm_is_read_with_the_distances(tmp_path):
+    """A network that says the logarithm of the norm multiplies the prediction by it."""
+    n = len(FEATURES)
+    weight = np.array([[float(name == "prompt embedding norm") for name in FEATURES]])
+    network = Network(np.zeros(n), np.ones(n), [(weight, np.zeros(1))])
+    path = tmp_path / "a.json"
+    Artifact("predictor", {"storage": "residual", "max_lag": 1.0, **network.to_values()}, {}).save(path)
+    model = random_model(num_steps=4)
+    given = []
+
+    def three_times(module, args, kwargs):
+        given.append(3 * kwargs["encoder_hidden_states"])
+        return args, {**kwargs, "encoder_hidden_states": given[-1]}
+
+    handle = model.transformer.register_forward_pre_hook(three_times, with_kwargs=True)
+    predicted = []
+    for artifact in (str(path), None):
+        with torch.no_grad(), fsf.reuse(model.pipe, Predictor(budget=0.0, warmup=2, artifact=artifact)) as session:
+            model.generate_latents(CAPTIONS[0], 0, num_steps=4)
+        predicted.append(list(session.trace.logged("predicted").values()))
+        assert session.meter.num_reads == 3, "after each step but the last; the norm is in the first"
+    handle.remove()
+    norm = float(given[0].square().mean().sqrt())
+    assert norm > 1.5
+    assert len(predicted[1]) == 2 * 4
+    assert predicted[0] == pytest.approx([norm * one for one in predicted[1]], rel=1e-4)
+
+
 def test_what_can_not_be_learned_from_is_refused_before_anything_is_made(tmp_path):
     made = settings(tmp_path)
     made.validation = ValidationConfig()
@@ -210,6 +243,7 @@ def test_what_can_not_be_learned_from_is_refused_before_anything_is_made(tmp_pat
         ({"storage": "both"}, "train.storage='both' must be one of output, residual"),
         ({"hidden": 0}, "train.hidden=0 must be at least 1"),
         ({"strides": [0]}, r"train.strides=\[0\] must be whole numbers of steps, at least 1"),
+        ({"ignored": ["spam"]}, "train.ignored: no feature 'spam'. Did you mean 'span'"),
         ({"other_sizes": [[24]]}, r"train.other_sizes=\[\[24\]\] must be a list of \[height, width\]"),
     ],
 )
