@@ -159,21 +159,21 @@ class RunDirectory:
             rows.to_parquet(temporary, index=False)
 
     def join_traces(self, indices: Iterable[int]) -> None:
-        """Make `trace.parquet` of all parts; nothing to do if it is there already."""
+        """Make `trace.parquet` of all parts; nothing to do if it is there already.
+
+        A part that an earlier release wrote may lack columns: they are null there.
+        """
         if self.trace.is_file():
             return
+        import pyarrow
         import pyarrow.parquet as parquet
 
-        writer = None
-        with atomic_path(self.trace) as temporary:
-            try:
-                for index in indices:
-                    table = parquet.read_table(self.trace_part(index))
-                    writer = writer or parquet.ParquetWriter(temporary, table.schema)
-                    writer.write_table(table)
-            finally:
-                if writer is not None:
-                    writer.close()
+        parts = [self.trace_part(index) for index in indices]
+        schema = pyarrow.unify_schemas([parquet.read_schema(part).remove_metadata() for part in parts])
+        with atomic_path(self.trace) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
+            for part in parts:
+                rows = parquet.read_table(part).replace_schema_metadata()
+                writer.write_table(pyarrow.concat_tables([schema.empty_table(), rows], promote_options="default"))
         shutil.rmtree(self.path / "trace.parts", ignore_errors=True)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fsframework.data.video import atomic_path
+from fsframework.run import report_cache
 from fsframework.run import report_page as page
 from fsframework.run.artifacts import make_folder
 from fsframework.run.report_curves import LEFT, RIGHT, WIDTH
@@ -112,6 +113,8 @@ def _payload(runs: Sequence[RunData], videos: Embedded) -> dict[str, Any]:
         "csv": csv_lines(runs),
         "latex": {"head": head, "rows": rows, "tail": tail},
         "panel": {"width": WIDTH, "left": LEFT, "right": RIGHT},
+        "cachePanel": {"width": report_cache.WIDTH, "left": report_cache.LEFT, "right": report_cache.RIGHT},
+        "cache": [report_cache.cache_payload(run) for run in runs],
         "runs": [run_payload(run) for run in runs],
         "words": [f"{run.mark} {run.cell} {run.label} {run.model}".lower() for run in runs],
         "videos": {"files": videos.files, "clips": videos.clips, "fps": videos.fps, "frames": videos.num_frames},

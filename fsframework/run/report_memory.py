@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from fsframework.run.report_cache import cache_panels
 from fsframework.run.report_data import RunData
 from fsframework.run.report_runs import run_name
 from fsframework.run.report_svg import NUM_COLOURS
@@ -17,7 +18,8 @@ MEASURED = ("memory_bytes_growth", "memory_bytes_peak")
 
 
 def memory_section(runs: Sequence[RunData]) -> str:
-    """A row per run: peak cache bytes as a bar, and the memory of a video under the method and under full compute."""
+    """A row per run: peak cache bytes as a bar, and the memory of a video under the method and under full compute; below
+    them the cache's bytes over the steps."""
     title = '<section id="memory"><h2>Memory</h2>'
     if not any(known(run, CACHE) for run in runs):
         return f'{title}<p class="missing">No run has its cache counted.</p></section>'
@@ -38,7 +40,7 @@ def memory_section(runs: Sequence[RunData]) -> str:
         f'{title}<p class="lead">Cache counts the bytes of every value that the method keeps, at the moment of a video when '
         f"they are most, from shapes. {_measured_words(runs, measured)}</p>"
         f'<div class="scroll"><table id="memory-table"><thead><tr>{heads}</tr>{below}</thead>'
-        f"<tbody>{rows}</tbody></table></div></section>"
+        f"<tbody>{rows}</tbody></table></div>{cache_panels(runs)}</section>"
     )
 
 

@@ -33,6 +33,27 @@ class Curves:
 
 
 @dataclass(frozen=True)
+class CacheSteps:
+    """Bytes of the cache in each step, means over the videos; NaN where no video came to the step's end."""
+
+    held_T: np.ndarray
+    """Held at the step's end."""
+    most_T: np.ndarray
+    """The most at once within the step."""
+    num_videos: int
+
+    @property
+    def peak(self) -> float:
+        """The largest of `most_T`."""
+        return float(np.nanmax(self.most_T))
+
+    @property
+    def peak_step(self) -> int:
+        """The first step that has it."""
+        return int(np.nanargmax(self.most_T))
+
+
+@dataclass(frozen=True)
 class TraceGrid:
     """What happened at each site and step; shares are over all videos and branches, NaN where a site was not visited."""
 
@@ -49,6 +70,8 @@ class TraceGrid:
     """Share reused in each step, over the sites of the sort that the policy reuses at all."""
     curves: dict[str, Curves]
     """Per branch; empty if the policy measures no distance."""
+    cache: CacheSteps | None = None
+    """None for a trace of a release that did not record it."""
 
     @property
     def labels(self) -> list[str]:
@@ -130,7 +153,18 @@ def read_trace(path: Path) -> TraceGrid:
         lag_ST=grid("reuse_lag", frame),
         reuse_T=reuse_T,
         curves=curves,
+        cache=_cache_steps(frame, num_steps),
     )
+
+
+def _cache_steps(frame: pandas.DataFrame, num_steps: int) -> CacheSteps | None:
+    """The columns `cache_bytes` and `cache_bytes_peak`, which are the same in all rows of a video's step."""
+    names = ["cache_bytes", "cache_bytes_peak"]
+    if any(name not in frame.columns or frame[name].isna().all() for name in names):
+        return None
+    per_video = frame.groupby(["video", "step"], sort=False)[names].first().dropna()
+    held_T, most_T = per_video.groupby("step").mean().reindex(range(num_steps)).to_numpy(dtype=np.float64).T
+    return CacheSteps(held_T, most_T, per_video.index.get_level_values("video").nunique())
 
 
 def _part(site: str) -> str:

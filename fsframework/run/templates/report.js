@@ -137,6 +137,22 @@ all("[data-panel]").forEach((panel) => {
   });
   panel.addEventListener("pointerleave", hideTip);
 });
+const bytes = (value) => {
+  if (value === null) return "not known";
+  const [size, unit] = [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"]].find(([size]) => value >= size) ?? [1, "B"];
+  return `${size === 1 ? value : Number((value / size).toPrecision(3))} ${unit}`;
+};
+all("[data-cache]").forEach((panel) => {
+  const { held, most } = data.cache[panel.dataset.cache];
+  const { width, left, right } = data.cachePanel;
+  panel.addEventListener("pointermove", (event) => {
+    const box = panel.getBoundingClientRect();
+    const inside = ((event.clientX - box.left) / box.width * width - left) / (width - left - right);
+    const step = Math.min(held.length - 1, Math.max(0, Math.floor(inside * held.length)));
+    showTip(event, `step ${step}\nheld at its end: ${bytes(held[step])}\nmost within it: ${bytes(most[step])}`);
+  });
+  panel.addEventListener("pointerleave", hideTip);
+});
 
 // Videos: all players show the same frame.
 const player = {
