@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from enum import StrEnum
+from threading import Lock
+from typing import Any
+from weakref import WeakValueDictionary
 
 from torch import Tensor
 
@@ -55,9 +58,26 @@ class Branch(StrEnum):
     JOINT = "joint"
 
 
-@dataclass(frozen=True)
-class Site:
-    """One skippable region of the model, fixed for a run.
+_SITES: WeakValueDictionary[tuple[object, ...], Site] = WeakValueDictionary()
+_LOCK = Lock()
+
+
+class _OneObjectPerValue(type):
+    """Makes equal sites one and the same object, so that comparing and hashing them is comparing and hashing an address.
+
+    Sites key every dictionary on the hot path. A `__hash__` written in Python, even one that gives a stored number, costs a
+    call for each look-up; the address of an object costs none.
+    """
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        made = super().__call__(*args, **kwargs)
+        with _LOCK:
+            return _SITES.setdefault(astuple(made), made)
+
+
+@dataclass(frozen=True, eq=False)
+class Site(metaclass=_OneObjectPerValue):
+    """One skippable region of the model, fixed for a run. Equal sites are the same object, also after copying or pickling.
 
     `start` and `stop` count blocks in the model's own execution order (Latte runs s0 t0 s1 t1 ..., so temporal block 1
     is `start=3, stop=4`); `ordinal` is the block's index in its own list, which is what people call it by.
@@ -71,20 +91,17 @@ class Site:
     denoiser: str = ""
     """Which denoiser of a pipeline with several: the pipeline's attribute, empty for the first."""
 
-    # Sites key every dictionary on the hot path; the generated hash would hash five fields at each visit.
-    _hash: int = field(init=False, repr=False, compare=False, default=0)
-
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop:
             raise ValueError(
                 f"a site covers blocks start..stop-1 with 0 <= start < stop; got {self.start}..{self.stop}"
             )
-        object.__setattr__(
-            self, "_hash", hash((self.part.value, self.kind.value, self.start, self.stop, self.denoiser))
-        )
+        # "block" is equal to Part.BLOCK, and whichever comes first would be what both get.
+        object.__setattr__(self, "part", Part(self.part))
+        object.__setattr__(self, "kind", Kind(self.kind))
 
-    def __hash__(self) -> int:
-        return self._hash
+    def __reduce__(self) -> tuple[type[Site], tuple[Any, ...]]:
+        return Site, astuple(self)
 
     @property
     def name(self) -> str:
