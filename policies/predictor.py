@@ -28,7 +28,6 @@ from fsframework.core import (
 from fsframework.core.policy import Storage
 from fsframework.core.prompt import NEUTRAL
 from fsframework.core.schedule import count_of, warmup_steps
-from fsframework.policies.foresight import TAIL
 
 FEATURES = (
     "span / last span", "span", "last rate / rate before", "last rate / warmup rate", "last rate / mean of all sites",
@@ -41,6 +40,8 @@ FORMAT = 2
 """Of an artifact's values: 1 had neither thresholds nor the prompt among the features."""
 SMALLEST = 1e-6
 """Distances are taken to be at least this, for their logarithm."""
+TAIL = 3
+"""Warmup steps that make a site's threshold, as Foresight's."""
 MOST = 4.0
 """Features are cut at this many standard deviations of what was trained on, so that nothing is extrapolated far."""
 
