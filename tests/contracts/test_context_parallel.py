@@ -15,14 +15,15 @@ GAMMAS = [1.0, 2.0]
 
 
 @pytest.mark.slow
-def test_two_ranks_of_ulysses_decide_and_compute_as_one_process():
+@pytest.mark.parametrize("kind", ["ulysses", "ring"])
+def test_two_ranks_decide_and_compute_as_one_process(kind):
     """Their shards disagree: for some block and step one rank's own distance is above its threshold, the other's below."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = mp.get_context("spawn")
     queue = context.SimpleQueue()
-    running = mp.spawn(work, args=(port, GAMMAS, queue), nprocs=2, join=False)
+    running = mp.spawn(work, args=(port, kind, GAMMAS, queue), nprocs=2, join=False)
     ranks = dict(queue.get() for _ in range(2))
     while not running.join():
         pass
