@@ -223,7 +223,7 @@ def config() -> str:
         if dataclasses.is_dataclass(f.default_factory):
             section_class: Any = f.default_factory
             rows = [
-                (f"`{f.name}.{g.name}`", type_of(g), f"`{default_of(g)}`", docs[section_class.__name__][g.name])
+                (f"`{f.name}.{g.name}`", type_of(g), f"`{default_of(g)}`", _doc_of(g.name, section_class, docs))
                 for g in dataclasses.fields(section_class)
             ]
             heading = f"## {f.name}\n\n{markdown_of(section_class.__doc__ or '')}\n"
@@ -232,6 +232,11 @@ def config() -> str:
             top.append((f"`{f.name}`", type_of(f), f"`{default_of(f)}`", doc))
     first = "## Top level\n\n" + table(("key", "type", "default", "meaning"), top)
     return "\n".join([first, *sections])
+
+
+def _doc_of(name: str, section_class: Any, docs: dict[str, dict[str, str]]) -> str:
+    """The words of a key: those of the class that states it, which may be one below."""
+    return next(docs[c.__name__][name] for c in section_class.__mro__ if name in docs.get(c.__name__, {}))
 
 
 def type_of(f: Any) -> str:

@@ -412,8 +412,8 @@ def _set(inside: Any, key: str, path: list[str], value: Any) -> None:
     if isinstance(inside, list) and not (isinstance(place, int) and place < len(inside)):
         raise ValueError(f"{key}: the base has a list of {len(inside)} there, counted from 0; it has no item {head!r}")
     if not rest:
-        if head == "name" and key.startswith("policy.") and inside.get("name") != value:
-            inside.clear()  # another policy has other options
+        if head == "name" and key.startswith(("policy.", "sampling.scheduler.")) and inside.get("name") != value:
+            inside.clear()  # another policy, or scheduler, has other options
         inside[place] = value
         return
     below = inside[place] if isinstance(inside, list) else inside.get(place)

@@ -142,11 +142,36 @@ def _merge(into: Any, content: Mapping[str, Any], where: str) -> None:
         old = {} if shorthand else OmegaConf.to_container(into.policy, resolve=False)
         content["policy"], into.policy = _over(old, policy, "policy", where), {}
     _check_keys(content, RunConfig, "", where)
+    if isinstance(content.get("sampling"), Mapping) and "scheduler" in content["sampling"]:
+        content["sampling"] = {
+            **content["sampling"],
+            "scheduler": _scheduler(into, content["sampling"]["scheduler"], where),
+        }
+        into.sampling.scheduler = None
     for key, value in content.items():
         try:
             into.merge_with(OmegaConf.create({key: value}))
         except OmegaConfBaseException as error:
             raise ValueError(_type_sentence(error, key, content, where)) from None
+
+
+def _scheduler(into: Any, given: Any, where: str) -> dict[str, Any] | None:
+    """What a source makes of `sampling.scheduler`: a name alone, options over those before, or null."""
+    from omegaconf import OmegaConf
+
+    if given is None:
+        return None
+    if isinstance(given, str):
+        return {"name": given}
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f"{where}: sampling.scheduler must be a scheduler, such as {{name: DDIMScheduler}}; found {given!r}"
+        )
+    old = into.sampling.scheduler
+    new: dict[str, Any] = _over(
+        None if old is None else OmegaConf.to_container(old, resolve=False), given, "sampling.scheduler", where
+    )
+    return new
 
 
 def _over(old: Any, new: Any, key: str, where: str) -> Any:
@@ -229,6 +254,9 @@ def _check_values(config: RunConfig) -> None:
         raise ValueError(f"name={config.name!r} becomes a folder name: use letters, digits, '-', '_' and '.'")
     if not isinstance(config.policy.get("name"), str):
         raise ValueError("policy needs a name, such as policy: {name: foresight, gamma: 0.5}")
+    scheduler = config.sampling.scheduler
+    if scheduler is not None and not isinstance(scheduler.get("name"), str):
+        raise ValueError("sampling.scheduler needs a name, such as sampling.scheduler: {name: DDIMScheduler}")
     if config.prompts.texts is not None and not [t for t in config.prompts.texts if t.strip()]:
         raise ValueError("prompts.texts holds no prompt")
 

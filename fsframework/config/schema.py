@@ -42,6 +42,16 @@ class SamplingConfig:
 
 
 @dataclass
+class RunSamplingConfig(SamplingConfig):
+    """How a video is sampled. null everywhere means: as the checkpoint is meant to be used."""
+
+    scheduler: dict[str, Any] | None = None
+    """Another sampler than the checkpoint's: `{name: DDIMScheduler, timestep_spacing: trailing}`, a scheduler class of
+    diffusers and options of it; what is not given is as the checkpoint has it. `scheduler: NAME` is short for
+    `{name: NAME}`."""
+
+
+@dataclass
 class PromptsConfig:
     """What to generate. `prompts: NAME` is short for `{set: NAME}`, `prompts: [a, b]` for `{texts: [a, b]}`."""
 
@@ -135,7 +145,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     policy: dict[str, Any] = field(default_factory=lambda: {"name": "foresight"})
     """`name` of `fsf list policies` and that policy's options. `policy: NAME` is short for `{name: NAME}`."""
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sampling: RunSamplingConfig = field(default_factory=RunSamplingConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     seeds: SeedsConfig = field(default_factory=SeedsConfig)
     metrics: list[str] | None = None

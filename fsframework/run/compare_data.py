@@ -27,6 +27,9 @@ NEUTRAL = ("name", "output", "tracking", "metrics", "plugins", "reference", "pro
 (`Run.reference`, `device`)."""
 
 
+SCHEDULER = "sampling.scheduler"
+
+
 @dataclass(frozen=True)
 class Run:
     """One finished run directory."""
@@ -75,6 +78,7 @@ class Run:
             "model": self.metrics.get("model_fingerprint") or self.flat.get("model.name") or self.flat.get("model"),
             "dtype": self.metrics.get("dtype"),
             **{f"sampling.{key}": value for key, value in sampling.items()},
+            SCHEDULER: self.value(SCHEDULER),
             "prompts": prompts,
             "seeds": sorted(self.clips),
         }
@@ -148,7 +152,32 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
                 found.setdefault(folder.resolve(), read_run(folder, row["group"]))
     if not found:
         raise ValueError("there is no finished run to compare" + "".join(f"; {note}" for note in notes))
+    name_schedulers(list(found.values()))
     return list(found.values()), notes
+
+
+def name_schedulers(runs: Sequence[Run]) -> None:
+    """Give each run the config key `sampling.scheduler`: its class, with the settings in which runs of that class differ.
+
+    A run of an earlier release did not record it. It was sampled as its checkpoint is, so a run of the same model that
+    chose no other says what that is; without one the key stays away.
+    """
+    chosen = {id(run): run.flat.get(f"{SCHEDULER}.name") is not None for run in runs}
+    recorded = {id(run): run.metrics["scheduler"] for run in runs if isinstance(run.metrics.get("scheduler"), Mapping)}
+    usual = {run.reference["model"]: recorded[id(run)] for run in runs if id(run) in recorded and not chosen[id(run)]}
+    known = {id(run): recorded.get(id(run)) or usual.get(run.reference["model"]) for run in runs}
+    settings = {number: flatten(found.get("options") or {}) for number, found in known.items() if found}
+    for run in runs:
+        found = known[id(run)]
+        run.__dict__.pop("reference", None)  # it was made without the key
+        if found is None:
+            run.flat.pop(SCHEDULER, None)
+            continue
+        alike = [settings[n] for n, other in known.items() if other and other["name"] == found["name"]]
+        keys = dict.fromkeys(key for one in alike for key in one)
+        own = [key for key in keys if len({one.get(key) for one in alike}) > 1]
+        words = ", ".join(f"{key}={settings[id(run)].get(key, 'not set')}" for key in own)
+        run.flat[SCHEDULER] = f"{found['name']}({words})" if words else str(found["name"])
 
 
 def _cells_of_file(path: Path) -> tuple[list[dict[str, Any]], Path, str]:

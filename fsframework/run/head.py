@@ -26,7 +26,7 @@ def write_head(job: Job, note: Callable[[str], None]) -> None:
     resolved = to_dict(job.plan.config)
     options = with_artifacts(job.plan.policy_options, _keep_artifacts(job))
     resolved["policy"] = {"name": job.plan.policy_name, **options}
-    resolved["sampling"] = job.sampling
+    resolved["sampling"] = {**job.sampling, "scheduler": job.plan.config.sampling.scheduler}
     resolved.update(_keep_prompts(job))
     copies = []
     for plugin in map(Path, job.plan.config.plugins):

@@ -18,11 +18,13 @@ from fsframework.run.resolve import (
     Plan,
     artifacts_of,
     check_policy_fits,
+    chosen_sampling,
     filled_sampling,
     policy_source_digest,
     sampling_of,
     with_artifacts,
 )
+from fsframework.run.sampler import describe, with_scheduler
 
 if TYPE_CHECKING:
     from fsframework.core import LoadedModel
@@ -55,7 +57,8 @@ def prepare(plan: Plan, model: LoadedModel | None, runs_dir: Path, world: launch
         "policy_options": plan.policy_options,
         "model": model.name,
         "num_videos": len(plan.clips),
-        "sampling": sampling,
+        "sampling": chosen_sampling(config, sampling),
+        "scheduler": describe(model.pipe.scheduler),
         "dtype": pixels["dtype"],
         "device": str(plan.device),
         "model_fingerprint": pixels["model"],
@@ -87,7 +90,7 @@ def pixels_of(plan: Plan, model: LoadedModel, sampling: dict[str, Any]) -> dict[
         "dtype": str(next(model.transformer.parameters()).dtype).removeprefix("torch."),
         "device": plan.device.type,
         "threads": plan.config.launch.num_threads,  # sums are split among threads, so the last bits depend on it
-        "sampling": sampling,
+        "sampling": chosen_sampling(plan.config, sampling),
     }
 
 
@@ -107,12 +110,12 @@ def expected_pixels(plan: Plan) -> dict[str, Any]:
         "dtype": str(dtype_of(config.model.dtype, checkpoint, plan.device)).removeprefix("torch."),
         "device": plan.device.type,
         "threads": config.launch.num_threads,
-        "sampling": filled_sampling(config, checkpoint),
+        "sampling": chosen_sampling(config, filled_sampling(config, checkpoint)),
     }
 
 
 def open_model(plan: Plan, model: LoadedModel | None) -> LoadedModel:
-    """The model of a plan, loaded if it is not yet, with the plan's threads and without a progress bar of its own."""
+    """The model of a plan, loaded if it is not yet, with the plan's threads and scheduler and without a progress bar."""
     quiet_libraries()
     if plan.config.launch.num_threads is not None:
         import torch
@@ -121,7 +124,8 @@ def open_model(plan: Plan, model: LoadedModel | None) -> LoadedModel:
     if model is None:
         model = load(plan)
     model.pipe.set_progress_bar_config(disable=True)
-    return model
+    num_steps = sampling_of(plan.config, model)["num_steps"]
+    return with_scheduler(model, plan.config.sampling.scheduler, num_steps)
 
 
 def load(plan: Plan) -> LoadedModel:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fsframework.config.load import nearest_key
 from fsframework.config.schema import ARTIFACT, RunConfig
 from fsframework.data.prompts import Clip, load_prompts, plan_clips
+from fsframework.run.sampler import scheduler_class
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +56,8 @@ def make_plan(config: RunConfig) -> Plan:
     for path in config.plugins:
         load_plugin(Path(path))
     policy = build_policy(config.policy)
+    if config.sampling.scheduler is not None:
+        scheduler_class(config.sampling.scheduler)
     prompts = load_prompts(config.prompts.set, config.prompts.texts, config.prompts.limit)
     clips = plan_clips(prompts, config.seeds.base, config.seeds.per_prompt)
     options = policy_options(policy)
@@ -216,7 +219,14 @@ def sampling_of(config: RunConfig, model: LoadedModel) -> dict[str, Any]:
 def filled_sampling(config: RunConfig, checkpoint: Checkpoint) -> dict[str, Any]:
     """The config's sampling section with the checkpoint's settings where it says null."""
     given = dataclasses.asdict(config.sampling)
+    given.pop("scheduler", None)  # no argument of a pipeline
     return {key: getattr(checkpoint, key) if value is None else value for key, value in given.items()}
+
+
+def chosen_sampling(config: RunConfig, sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """`sampling` with the scheduler, if the config chooses one: what decides a video, and what a run is named by."""
+    scheduler = config.sampling.scheduler
+    return {**sampling, **({} if scheduler is None else {"scheduler": scheduler})}
 
 
 def check_policy_fits(plan: Plan, model: LoadedModel, sampling: Mapping[str, Any]) -> None:

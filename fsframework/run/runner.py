@@ -24,6 +24,7 @@ from fsframework.run.progress import Progress, reuse_warnings_as_notes
 from fsframework.run.reference import Timed, generate_timed
 from fsframework.run.resolve import make_plan
 from fsframework.run.results import summarize
+from fsframework.run.sampler import timesteps_of
 from fsframework.run.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -240,7 +241,8 @@ def _finish(job: Job, progress: Progress, tracker: Tracker) -> None:
     kept = features.load(directory.path, (record["index"] for record in records))
     numbers = summarize(records, job.plan.metrics, job.plan.device.type, kept)
     noted = list(dict.fromkeys(text for record in records for text in record["warnings"]))
-    metrics: Mapping[str, Any] = {**job.facts, **numbers, "warnings": noted}
+    facts = {**job.facts, "scheduler": {**job.facts["scheduler"], **timesteps_of(directory.trace)}}
+    metrics: Mapping[str, Any] = {**facts, **numbers, "warnings": noted}
     artifacts.write_text(directory.metrics, artifacts.to_json(metrics, indent=2) + "\n")
 
     def trace() -> Any:

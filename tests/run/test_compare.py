@@ -355,3 +355,28 @@ def test_a_real_grid_is_compared_alike_by_its_file_its_folder_and_its_runs(tmp_p
     folders = [tmp_path / "runs" / row["directory"] for row in result.cells]
     assert compare(folders, Options(baseline="static")).text() == by_file.text()
     assert not [sentence for sentence in by_file.blocks[0].statements if "revision: " in sentence]
+
+
+def test_schedulers_of_one_class_are_told_apart_by_the_settings_that_differ(make):
+    """Runs that did not record theirs are of the sampler of their model, as others of it that chose none."""
+    own = {"name": "DDIMScheduler", "options": {"timestep_spacing": "trailing", "steps_offset": 0}}
+    leading = {"name": "DDIMScheduler", "options": {"timestep_spacing": "leading", "steps_offset": 0}}
+    choice = {"scheduler": {"name": "DDIMScheduler", "timestep_spacing": "leading"}}
+    runs = [
+        static(make, 2, 0.6, [40] * 3, facts={"scheduler": own}),
+        static(make, 3, 0.4, [30] * 3),
+        make(
+            "leading-2", {"name": "static", "interval": 2}, 0.6, [41] * 3, sampling=choice, facts={"scheduler": leading}
+        ),
+    ]
+    comparison = compare(runs, Options(by=("scheduler",)))
+    assert [block.name for block in comparison.blocks] == [
+        "scheduler DDIMScheduler(timestep_spacing=leading)",
+        "scheduler DDIMScheduler(timestep_spacing=trailing)",
+    ]
+    assert [[sweep.settings for sweep in block.sweeps] for block in comparison.blocks] == [
+        [[""]], [["interval=3", "interval=2"]],
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match=r"sampling.scheduler: DDIMScheduler\(timestep_spacing=trailing\) in 2 runs; "):
+        compare(runs, Options())
+    assert len(compare(runs[:2], Options()).blocks) == 1
