@@ -7,7 +7,7 @@ input in the first, detached: a reused block costs nothing, forward or backward,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -111,8 +111,17 @@ class SharedBlocksStage(DenoiserStage):
 
     def loss(self, step: int) -> Tensor:
         """Mean squared error, over all forwards; clips, noise and the first timesteps are those of `DenoiserStage`."""
+        return self._loss_of(*self.draw(step))
+
+    def _loss_of(
+        self,
+        clean_BCFHW: Tensor,
+        noise_BCFHW: Tensor,
+        timesteps_B: Tensor,
+        prompts: list[str],
+        conditions: Mapping[str, Any],
+    ) -> Tensor:
         denoiser: Any = self.networks
-        clean_BCFHW, noise_BCFHW, timesteps_B, prompts, conditions = self.draw(step)
         policy = SharedBlocks(self.shared.share, self.shared.which)
         losses: list[Tensor] = []
         session: Any = fsf.reuse(denoiser.transformer, policy, timesteps=self._forwards, record=False)
@@ -128,11 +137,15 @@ class SharedBlocksStage(DenoiserStage):
 
     @torch.no_grad()
     def flops_per_step(self) -> float:
-        """FLOPs of a training step, counted while its forwards run: what really ran, and twice that for the backward.
+        """FLOPs of a training step, counted while it runs: its data, what really ran of the forwards, and twice that for the
+        backward.
 
         Matrix products, convolutions and attention, the text encoder among them; not the optimizer, whose cost does not
-        depend on the batch. A reused block costs nothing in either direction.
+        depend on the batch. A reused block costs nothing in either direction. The data are made once for all forwards, and
+        no gradient goes through them; only Open-Sora's cost something, for the code over time of its latents.
         """
-        with flop_counter() as counter:
-            self.loss(0)
-        return 3.0 * float(counter.get_total_flops())
+        with flop_counter() as data:
+            drawn = self.draw(0)
+        with flop_counter() as forwards:
+            self._loss_of(*drawn)
+        return float(data.get_total_flops()) + 3.0 * float(forwards.get_total_flops())
