@@ -353,9 +353,9 @@ def commands() -> str:
     """The help texts of `fsf` and its commands."""
     import argparse
 
-    from fsframework.cli import _parser
+    from fsframework.cli.parser import build_parser
 
-    parser = _parser()
+    parser = build_parser()
     out = [_help("fsf", parser)]
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
