@@ -28,6 +28,8 @@ class Router(nn.Module):
     gated_T: Tensor
     shares_M: Tensor
     importance_T: Tensor
+    sum_TM: Tensor
+    count: Tensor
 
     def __init__(
         self, gated: Sequence[bool], sites: Sequence[str], shares: Sequence[float], initial_gate: float
@@ -38,6 +40,8 @@ class Router(nn.Module):
         self.register_buffer("gated_T", torch.tensor(gated))
         self.register_buffer("shares_M", torch.tensor(shares, dtype=torch.float32))
         self.register_buffer("importance_T", torch.ones(len(gated)))
+        self.register_buffer("sum_TM", torch.zeros(len(gated), len(sites)))
+        self.register_buffer("count", torch.zeros(()))
 
     def gates(self) -> Tensor:
         """[T, M], differentiable."""
@@ -54,9 +58,22 @@ class Router(nn.Module):
         self.theta_TM.clamp_(-LOGIT_LIMIT, LOGIT_LIMIT)
 
     @torch.no_grad()
-    def table(self) -> GateTable:
-        """The gates as they are now, for an artifact; those of steps that never reuse are exactly `FIXED`."""
-        rows_MT = self.gates().T.tolist()
+    def add_to_mean(self) -> None:
+        """Count the gates as they are now into their mean over training."""
+        self.sum_TM += torch.sigmoid(self.theta_TM)
+        self.count += 1
+
+    @torch.no_grad()
+    def mean(self) -> Tensor:
+        """[T, M], the mean over what was counted, before anything was the gates as they are now; 1 as in `gates`."""
+        if not self.count:
+            return self.gates()
+        return torch.where(self.gated_T[:, None], self.sum_TM / self.count, torch.ones_like(self.sum_TM))
+
+    @torch.no_grad()
+    def table(self, gates_TM: Tensor | None = None) -> GateTable:
+        """The gates as they are now, or those given, for an artifact; those of steps that never reuse are exactly `FIXED`."""
+        rows_MT = (self.gates() if gates_TM is None else gates_TM).T.tolist()
         shares: list[float] = self.shares_M.tolist()
         gated: list[bool] = self.gated_T.tolist()
         gates = {

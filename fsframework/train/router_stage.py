@@ -29,6 +29,12 @@ class RouterOptions:
     penalty: float = 1e-3
     """Price of full compute, in units of the squared prediction error, >= 0. It decides which errors are told apart: gates
     of sites whose error is far below their share of it, or far above it, end at the limits, where they are equal."""
+    final_penalty: float | None = None
+    """The price that training ends with; it grows by the same factor from iteration to iteration. Each gate then falls when
+    the price of its site exceeds the error that reuse there adds to what is reused already, and the artifact's gates are
+    the means over training: the earlier one fell, the smaller. So one training orders the sites for every budget, where with
+    one price (null, as in the papers) all that is far from it ends at the limits, in no order.
+    Choose both ends so that most gates fall between them."""
     initial_gate: float = 0.9
     """What every gate begins with, between 0.0067 and 0.9933."""
     threshold: float = 0.1
@@ -43,6 +49,10 @@ class RouterOptions:
             raise ValueError(f"train.storage={self.storage!r} must be one of output, residual")
         if not self.penalty >= 0:
             raise ValueError(f"train.penalty={self.penalty} must be >= 0")
+        if self.final_penalty is not None and not 0 < self.penalty < self.final_penalty:
+            raise ValueError(
+                f"train.final_penalty={self.final_penalty} must be above train.penalty={self.penalty}, and that above 0"
+            )
         if not 0.0067 < self.initial_gate < 0.9933:
             raise ValueError(f"train.initial_gate={self.initial_gate} must be between 0.0067 and 0.9933")
         if not 0.0 <= self.threshold <= 1.0:
@@ -55,6 +65,8 @@ class RouterModule(LearnedModule):
     The loss of an iteration, over its clips, with T steps, errors e and importance lambda:
 
         mean over clips of 1/T sum_s lambda_s e_s  +  penalty * 1/T sum over gated (s, m) of gate[s, m] * share[m]
+
+    With `final_penalty` the penalty of iteration i of n is penalty * (final_penalty / penalty)^(i / (n - 1)).
     """
 
     options_class = RouterOptions
@@ -63,6 +75,8 @@ class RouterModule(LearnedModule):
 
     def __init__(self, learning: Learning) -> None:
         options = learning.options
+        if options.final_penalty is not None and learning.config.validation.patience:
+            raise ValueError("train.final_penalty makes the loss grow; set validation.patience=0")
         around = surroundings(learning.model, options.granularity, learning.clips[0], learning.sampling)
         gated = self.gated_steps(around.run.num_steps, options)
         router = Router(gated, list(around.shares), list(around.shares.values()), options.initial_gate)
@@ -106,7 +120,14 @@ class RouterModule(LearnedModule):
         self._window_errors.append(errors_T.sum())
         carrier = (gates_TM * gradient_TM).sum()  # has that gradient; of its value nothing is wanted
         error = (errors_T * router.importance_T).sum()
-        return error + (carrier - carrier.detach()) + self.options.penalty * router.compute()
+        return error + (carrier - carrier.detach()) + self.price(step) * router.compute()
+
+    def price(self, step: int) -> float:
+        """The penalty of an iteration."""
+        first, last = self.options.penalty, self.options.final_penalty
+        if last is None:
+            return float(first)
+        return float(first * (last / first) ** (step / max(self.learning.config.num_iterations - 1, 1)))
 
     def rollout(self, clip: Clip, gates_TM: Tensor, importance: Sequence[float], *, learn: bool) -> Rollout:
         """One video with the gates as weights."""
@@ -137,6 +158,7 @@ class RouterModule(LearnedModule):
         """Step, and keep theta within its limits."""
         super().optimizer_step(*args, **kwargs)
         self.router.clamp()
+        self.router.add_to_mean()
         cast(Router, self.average).clamp()
 
     def record(self, row: dict[str, Any]) -> None:
@@ -167,7 +189,7 @@ class RouterModule(LearnedModule):
             total += found.errors_T.sum() / (len(gates_TM) * len(clips))
         error = self.sum_over_processes(total)
         return {
-            "validation": float(error + self.options.penalty * self.router.compute()),
+            "validation": float(error + self.price(self.trainer.global_step) * self.router.compute()),
             "validation_error": float(error),
         }
 
@@ -178,7 +200,8 @@ class RouterModule(LearnedModule):
 
     def result(self) -> Fit:
         """The gates, what they cost, and how they and the loss came to be."""
-        table, options = self.router.table(), self.options
+        options = self.options
+        table = self.router.table(None if options.final_penalty is None else self.router.mean())
         least = {site: [gate >= FIXED for gate in row] for site, row in table.gates.items()}
         numbers = {**self.compute_numbers(), "compute_at_least": table.flops_fraction(least)}
         rows = [row for row in self.metrics.rows() if row["stage"] == self.stage and "loss" in row]

@@ -89,6 +89,35 @@ def test_compute_is_priced_by_flops(tmp_path, double):
     assert numbers["compute_at_threshold"] == pytest.approx(1.0)
 
 
+def test_a_growing_penalty_grows_by_the_same_factor_each_iteration(tmp_path, double):
+    options = {"penalty": 0.001, "final_penalty": 0.1}
+    module = module_of(tmp_path, double, config(tmp_path, options=options, num_iterations=3))
+    assert [module.price(step) for step in range(3)] == pytest.approx([0.001, 0.01, 0.1])
+    constant = module_of(tmp_path, double, config(tmp_path, options={"penalty": 0.2}, num_iterations=3))
+    assert [constant.price(step) for step in range(3)] == [0.2] * 3
+
+
+def test_with_a_growing_penalty_the_gates_are_the_means_over_training(tmp_path):
+    """A price a hundred thousand times the errors moves all gates alike, by Adam's rate: theta 2.197, 1.197, 0.197, ..."""
+    from fsframework.train.learned_fit import learn
+
+    options = {"penalty": 1e3, "final_penalty": 1000.001}
+    found = learn(config(tmp_path, options=options, learning_rate=1.0, num_iterations=3), random_model()).fit
+    begin = math.log(0.9 / 0.1)
+    after = [1 / (1 + math.exp(-(begin - k))) for k in (1, 2, 3)]
+    for row in found.values["gates"].values():
+        assert [gate for gate in row if gate != FIXED] == pytest.approx([sum(after) / 3] * 2, abs=0.01)
+
+
+def test_a_growing_penalty_must_grow_and_goes_without_early_stopping(tmp_path, double):
+    with pytest.raises(ValueError, match=r"final_penalty=0.1 must be above train.penalty=0.2"):
+        module_of(tmp_path, double, config(tmp_path, options={"penalty": 0.2, "final_penalty": 0.1}))
+    made = config(tmp_path, options={"penalty": 0.1, "final_penalty": 0.2})
+    made.validation.patience = 2
+    with pytest.raises(ValueError, match=r"set validation.patience=0"):
+        module_of(tmp_path, double, made)
+
+
 def test_theta_stays_within_its_limits(tmp_path):
     from fsframework.train.learned_fit import learn
 
