@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from fsframework.core.packing import Packed, Packing
 from fsframework.core.site import Branch, Site, State
 
@@ -30,13 +28,9 @@ class Entry:
     """In the cache itself: the value as it is kept, where that is not as it came. `value` is empty then."""
 
 
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
-
-
 def versions(value: State) -> tuple[int, ...]:
     """The in-place counters of tensors; -1 where there is none."""
-    return tuple([_version(t) for t in value])
+    return tuple([-1 if t.is_inference() else t._version for t in value])
 
 
 class ReuseCache:
@@ -66,6 +60,8 @@ class ReuseCache:
         self._step = -1
         self._packing = packing if packing is not None and not packing.is_plain else None
         self._halves = halves or {}
+        self._is_direct = self._packing is None and not self._halves
+        """Entries are read as they are."""
         self._entries: dict[tuple[str, Site], list[Entry]] = {}
         self._kept: dict[tuple[str, str], Entry] = {}
         """Policies' own tensors."""
@@ -161,12 +157,17 @@ class ReuseCache:
         return entries
 
     def last(self, branch: str, site: Site) -> Entry | None:
-        """The newest entry, or None."""
-        if self._packing is None and branch not in self._halves:
-            entries = self._entries.get((branch, site))
-            return entries[-1] if entries else None
-        history = self.history(branch, site)
-        return history[-1] if history else None
+        """The newest entry, or None. Raises if it was written to."""
+        entries: Sequence[Entry] | None = (
+            self._entries.get((branch, site)) if self._is_direct else self.history(branch, site)
+        )
+        if not entries:
+            return None
+        entry = entries[-1]
+        for tensor, version in zip(entry.value, entry.versions):  # as `check`
+            if version != -1 and tensor._version != version:
+                self.check(entry, site)
+        return entry
 
     def _entry(self, step: int, value: State) -> Entry:
         if self._packing is None:

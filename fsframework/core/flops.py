@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -85,3 +85,35 @@ def shapes(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: shapes(v) for k, v in value.items()}
     return value
+
+
+class ShapeFlops:
+    """FLOPs of a model's forwards, counted from shapes when first needed, once for each set of shapes."""
+
+    def __init__(self, bound: BoundModel) -> None:
+        self._bound = bound
+        self._found: dict[str, dict[Site, float]] = {}
+
+    def counter(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], warn: Callable[[str, str], None]
+    ) -> Callable[[], dict[Site, float]]:
+        """What gives the FLOPs of a call like this one, as `site_flops`; nothing, with a warning, where they can not be had.
+        Of the arguments only the shapes are kept."""
+        shapes_only = (to_meta(args), to_meta(kwargs))
+        return lambda: self._count(*shapes_only, warn)
+
+    def _count(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], warn: Callable[[str, str], None]
+    ) -> dict[Site, float]:
+        key = repr(shapes((args, kwargs)))
+        if key not in self._found:
+            try:
+                self._found[key] = site_flops(self._bound, args, kwargs)
+            except Exception as error:
+                self._found[key] = {}
+                name = type(self._bound.transformer).__name__
+                warn(
+                    "flops",
+                    f"FLOPs of {name} could not be counted from shapes (counted_live = True may help): {error!r}",
+                )
+        return self._found[key]

@@ -15,7 +15,8 @@ class BlockKey:
     """A block: its sites, and how to take its streams from its arguments and put them into its return value."""
 
     __slots__ = (
-        "asked", "bound", "has_run", "in_tuple", "index", "positions", "regions", "residual", "same_order", "single", "site"
+        "alone", "asked", "bare", "bound", "has_run", "in_tuple", "index", "plain", "positions", "regions", "residual",
+        "same_order", "single", "site",
     )  # fmt: skip
 
     def __init__(
@@ -27,6 +28,7 @@ class BlockKey:
         regions: tuple[Site, ...],
         pos: Mapping[str, int],
         residual: bool,
+        has_part_sites: bool,
     ) -> None:
         facts = bound.facts
         self.bound = bound
@@ -36,24 +38,34 @@ class BlockKey:
         self.regions = regions
         self.residual = residual
         """Its output minus its input is cached."""
+        self.plain = not residual and not has_part_sites
+        """Nothing about its arguments matters while it runs."""
         self.has_run = False
         """Its return value was looked at once."""
         self.positions = tuple((name, pos[name]) for name in facts.streams)
+        self.alone = self.positions[0] if len(self.positions) == 1 else None
+        """The one stream's, where there is one."""
         self.single = len(facts.returns) == 1
         self.in_tuple = False
         """The one stream comes back in a tuple, as seen when the block ran."""
+        self.bare = self.single
+        """The one stream comes back as it is."""
         self.same_order = facts.returns == facts.streams
 
     def streams(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> State:
         """The block's token streams, video first."""
+        if self.alone is not None:
+            name, i = self.alone
+            return (kwargs[name] if name in kwargs else args[i],)
         return tuple([kwargs[name] if name in kwargs else args[i] for name, i in self.positions])
 
     def pack(self, output: Any) -> State:
         """A return value as a State, video first, without streams that end here (the last block of SD3 gives no text)."""
+        self.has_run = True
         if self.single:
             if not isinstance(output, tuple):
                 return (output,)
-            self.in_tuple = True
+            self.in_tuple, self.bare = True, False
             self._check(output)
             return (output[0],)
         if not isinstance(output, (tuple, list)) or len(output) != len(self.positions):

@@ -24,9 +24,9 @@ class Lifetime:
     """
 
     def __init__(self, policy: ReusePolicy[Any], run: Run) -> None:
-        self._scheduled: list[tuple[frozenset[Site], list[bool]]] = []
-        """Sites whose reads are known: after which steps what is cached for them may be read."""
         makes_branches = Part.MODEL in policy.parts
+        # Sites whose reads are known: after which steps what is cached for them may be read.
+        scheduled: list[tuple[frozenset[Site], list[bool]]] = []
         for one, own in _side_by_side(policy, run):
             compares = type(one).observe is not ReusePolicy.observe
             schedule = None if compares or makes_branches else one.schedule(own)
@@ -34,14 +34,15 @@ class Lifetime:
                 continue
             depth = max((policy.depth_of(site) for site in own.sites), default=1)
             needed = [False in schedule[step + 1 : step + 1 + depth] for step in range(run.num_steps)]
-            self._scheduled.append((frozenset(own.sites), needed))
+            scheduled.append((frozenset(own.sites), needed))
+        self._unread = [  # by step; worked out once, and not in every forward
+            frozenset().union(*(sites for sites, needed in scheduled if not needed[step]))
+            for step in range(run.num_steps)
+        ]
 
     def unread_after(self, step: int) -> frozenset[Site]:
         """Sites of which nothing that is cached when `step` is over will be read."""
-        if step < 0:
-            return frozenset()
-        found = [sites for sites, needed in self._scheduled if not needed[step]]
-        return found[0] if len(found) == 1 else frozenset().union(*found)
+        return self._unread[step] if step >= 0 else frozenset()
 
 
 def _side_by_side(policy: ReusePolicy[Any], run: Run) -> list[tuple[ReusePolicy[Any], Run]]:

@@ -17,6 +17,7 @@ from fsframework.core.trace import BLEND, FORECAST, PARTIAL, RECOMPUTE, REUSE
 from fsframework.core.wrap import Slot, positions
 
 if TYPE_CHECKING:
+    from fsframework.core.forward_call import ForwardCall
     from fsframework.core.visit import ForwardRecord
 
 
@@ -80,13 +81,13 @@ def visit_part(
     return _as_output(_ungated(blended, gate))
 
 
-def _num_video_tokens(record: ForwardRecord) -> int:
+def _num_video_tokens(record: ForwardCall) -> int:
     assert record.block is not None
     block, args, kwargs = record.block
     return block.streams(args, kwargs)[0].shape[1]
 
 
-def video_tokens_at(record: ForwardRecord, site: Site) -> Tensor:
+def video_tokens_at(record: ForwardCall, site: Site) -> Tensor:
     """See `Call.video_tokens`."""
     order = check_partial(record.engine.bound.blocks[site.start].facts, site, type(record.engine.policy).__name__)
     if not site.part.inside_block:

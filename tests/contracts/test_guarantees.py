@@ -284,7 +284,7 @@ def test_a_trunk_is_restored_in_the_layout_of_its_last_block(passable):
                     outs.append(passable._call(latent, torch.tensor(500), inputs))
             assert torch.allclose(outs[0], outs[1], rtol=1e-4, atol=1e-4 * outs[0].abs().max().item())
             assert s.trace.decisions("trunk") == "CR"
-            assert set(s.trace.column("decision")[-len(s._keys) :]) == {"reuse"}
+            assert set(s.trace.column("decision")[-len(s.installed.keys) :]) == {"reuse"}
 
 
 @pytest.mark.parametrize("parts", [{Part.BLOCK}, {Part.ATTENTION, Part.MLP}, {Part.TRUNK}])
