@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fsframework.core import POLICIES, Call, Decision, Part, ReusePolicy, Run, Site
-from fsframework.core.gates import check_options, needs_training, parts_of, table_by_hand, trained_table
-from fsframework.core.options import check_types
+from fsframework.core import POLICIES
+from fsframework.core.gates import GatedPolicy
 from fsframework.core.policy import Storage
-from fsframework.core.schedule import most_kept, plan
 
 
 @POLICIES.register("harmonica")
 @dataclass(frozen=True)
-class HarmoniCa(ReusePolicy[dict[Site, list[Decision]]]):
+class HarmoniCa(GatedPolicy):
     """Each step and site has a gate, learned over whole videos made with reuse; what has a small one is reused.
 
     At step s site m is reused iff its gate sigmoid(theta[s, m]) <= `threshold`; the first step never reuses. Training
@@ -56,45 +54,3 @@ class HarmoniCa(ReusePolicy[dict[Site, list[Decision]]]):
     storage: Storage = "residual"
     """Of blocks: `residual` adds a block's old change to the live input, `output` puts its old output in place. Must be as
     trained."""
-
-    def __post_init__(self) -> None:
-        check_types(self, "harmonica")
-        check_options("harmonica", self.artifact, self.budget, self.threshold, self.gates, self.granularity)
-        if self.storage not in ("output", "residual"):
-            raise ValueError(f"harmonica: storage={self.storage!r} must be one of output, residual")
-
-    @property
-    def parts(self) -> frozenset[Part]:  # type: ignore[override]
-        """Blocks or sub-modules."""
-        return parts_of("harmonica", self.artifact, self.granularity)
-
-    def start(self, run: Run) -> dict[Site, list[Decision]]:
-        """What to do with each site at each step.
-
-        Raises:
-            ValueError: neither artifact nor gates, an artifact of another model, sampler or number of steps, or a budget
-                that its gates can not meet.
-        """
-        computes = self._computes(run)
-        return {site: plan(computes[site.name], run.depth) for site in run.sites}
-
-    def decide(self, state: dict[Site, list[Decision]], call: Call, site: Site) -> Decision:
-        """By the site and the step's number."""
-        return state[site][call.step.index]
-
-    def schedule(self, run: Run) -> list[bool]:
-        """Steps in which every site is computed."""
-        return [all(step) for step in zip(*self._computes(run).values())]
-
-    def num_cached(self, run: Run) -> int:
-        """One value (of a forecast, several) of each site that is ever reused."""
-        return sum(most_kept(row, run.depth) for row in self._computes(run).values())
-
-    def _computes(self, run: Run) -> dict[str, list[bool]]:
-        if self.gates is not None:
-            sites = tuple(site.name for site in run.sites)
-            return table_by_hand(tuple(self.gates), sites, run.num_steps).above(self.threshold)
-        if self.artifact is None:
-            raise needs_training("harmonica", run)
-        table = trained_table("harmonica", self.artifact, run, self.storage)
-        return table.above(self.threshold) if self.budget is None else table.within(self.budget, "harmonica")

@@ -1,4 +1,4 @@
-"""Tables of learned gates, one number per step and site, and the decisions that follow: what routers give at inference."""
+"""Tables of learned gates, one number per step and site, and the policies that decide by them: what routers give at inference."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from functools import lru_cache
 from typing import Any
 
 from fsframework.core.calibration import Artifact
-from fsframework.core.site import Part, Run
+from fsframework.core.decision import Decision
+from fsframework.core.policy import Call, ReusePolicy, Storage
+from fsframework.core.registry import POLICIES
+from fsframework.core.schedule import most_kept, plan
+from fsframework.core.site import Part, Run, Site
 
 GRANULARITIES: dict[str, frozenset[Part]] = {
     "block": frozenset({Part.BLOCK}),
@@ -86,38 +90,95 @@ class GateTable:
         }
 
 
-def parts_of(policy: str, artifact: str | None, granularity: str | None) -> frozenset[Part]:
-    """The parts a gated policy asks about: those of the given granularity, or else of its artifact, or else blocks.
+class GatedPolicy(ReusePolicy[dict[Site, list[Decision]]]):
+    """Reuses by a table of gates, from an artifact of `fsf train` or by hand: what Learning-to-Cache and HarmoniCa share.
 
-    Raises:
-        ValueError: no such artifact.
+    A subclass is a frozen dataclass with the options below, each documented by it; they are annotated here and no fields.
     """
-    if granularity is None and artifact is not None:
-        granularity = str(Artifact.load(artifact, policy).values["granularity"])
-    return GRANULARITIES[granularity or "block"]
+
+    artifact: str | None
+    budget: float | None
+    threshold: float
+    gates: list[float] | None
+    granularity: str | None
+    storage: Storage
+
+    def __post_init__(self) -> None:
+        check_options(self._name, self)
+
+    @property
+    def _name(self) -> str:
+        return POLICIES.name_of(type(self))
+
+    @property
+    def parts(self) -> frozenset[Part]:  # type: ignore[override]
+        """Blocks or sub-modules: those of the granularity given, or else of the artifact, or else blocks.
+
+        Raises:
+            ValueError: no such artifact.
+        """
+        granularity = self.granularity
+        if granularity is None and self.artifact is not None:
+            granularity = str(Artifact.load(self.artifact, self._name).values["granularity"])
+        return GRANULARITIES[granularity or "block"]
+
+    def start(self, run: Run) -> dict[Site, list[Decision]]:
+        """What to do with each site at each step.
+
+        Raises:
+            ValueError: neither artifact nor gates, an artifact of another model, sampler or number of steps, or a budget
+                that its gates can not meet.
+        """
+        computes = self._computes(run)
+        return {site: plan(computes[site.name], run.depth) for site in run.sites}
+
+    def decide(self, state: dict[Site, list[Decision]], call: Call, site: Site) -> Decision:
+        """By the site and the step's number."""
+        return state[site][call.step.index]
+
+    def schedule(self, run: Run) -> list[bool]:
+        """Steps in which every site is computed."""
+        return [all(step) for step in zip(*self._computes(run).values())]
+
+    def num_cached(self, run: Run) -> int:
+        """One value (of a forecast, several) of each site that is ever reused."""
+        return sum(most_kept(row, run.depth) for row in self._computes(run).values())
+
+    def _computes(self, run: Run) -> dict[str, list[bool]]:
+        if self.gates is not None:
+            sites = tuple(site.name for site in run.sites)
+            return table_by_hand(tuple(self.gates), sites, run.num_steps).above(self.threshold)
+        if self.artifact is None:
+            raise needs_training(self._name, run)
+        table = trained_table(self._name, self.artifact, run, self.storage)
+        return table.above(self.threshold) if self.budget is None else table.within(self.budget, self._name)
 
 
-def check_options(policy: str, artifact: Any, budget: Any, threshold: Any, gates: Any, granularity: Any) -> None:
-    """Check the options that gated policies share.
+def check_options(name: str, policy: GatedPolicy) -> None:
+    """Check the options of a gated policy, whose types are right.
 
     Raises:
         ValueError: one is out of range, or two exclude each other.
     """
-    if budget is not None and not 0.0 < budget <= 1.0:
-        raise ValueError(f"{policy}: budget={budget} is a fraction of the FLOPs of full compute, above 0 and up to 1")
-    if not 0.0 <= threshold <= 1.0:
-        raise ValueError(f"{policy}: threshold={threshold} is compared with gates, which are 0 to 1")
-    if artifact is not None and gates is not None:
-        raise ValueError(f"{policy}: artifact and gates each say when to compute; give one of them")
-    if budget is not None and artifact is None:
+    if policy.budget is not None and not 0.0 < policy.budget <= 1.0:
         raise ValueError(
-            f"{policy}: budget needs an artifact, which knows the FLOPs of each site; give threshold instead"
+            f"{name}: budget={policy.budget} is a fraction of the FLOPs of full compute, above 0 and up to 1"
         )
-    wrong = [gate for gate in gates or () if not 0.0 <= gate <= 1.0]
+    if not 0.0 <= policy.threshold <= 1.0:
+        raise ValueError(f"{name}: threshold={policy.threshold} is compared with gates, which are 0 to 1")
+    if policy.artifact is not None and policy.gates is not None:
+        raise ValueError(f"{name}: artifact and gates each say when to compute; give one of them")
+    if policy.budget is not None and policy.artifact is None:
+        raise ValueError(
+            f"{name}: budget needs an artifact, which knows the FLOPs of each site; give threshold instead"
+        )
+    wrong = [gate for gate in policy.gates or () if not 0.0 <= gate <= 1.0]
     if wrong:
-        raise ValueError(f"{policy}: gates are 0 to 1; found {wrong[0]}")
-    if granularity is not None and granularity not in GRANULARITIES:
-        raise ValueError(f"{policy}: granularity={granularity!r} must be one of {', '.join(GRANULARITIES)}")
+        raise ValueError(f"{name}: gates are 0 to 1; found {wrong[0]}")
+    if policy.granularity is not None and policy.granularity not in GRANULARITIES:
+        raise ValueError(f"{name}: granularity={policy.granularity!r} must be one of {', '.join(GRANULARITIES)}")
+    if policy.storage not in ("output", "residual"):
+        raise ValueError(f"{name}: storage={policy.storage!r} must be one of output, residual")
 
 
 def trained_table(policy: str, path: str, run: Run, storage: str) -> GateTable:
