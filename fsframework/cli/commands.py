@@ -129,9 +129,10 @@ def _learn(path: str, overrides: list[str]) -> None:
     from fsframework.train.learned_config import load_learned_config
 
     config = load_learned_config(path, overrides)
-    from fsframework.run.artifacts import environment, model_fingerprint, write_text
+    from fsframework.run.artifacts import write_text
     from fsframework.run.calibrate_picture import picture
     from fsframework.run.progress import quiet_libraries
+    from fsframework.run.provenance import environment, model_fingerprint
     from fsframework.train.learned_fit import learn
 
     quiet_libraries()

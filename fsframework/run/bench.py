@@ -82,8 +82,8 @@ def bench(config: BenchConfig) -> Result:
 
     Ctrl-C stops it: what was measured until then is printed and written, then the interrupt goes on.
     """
-    from fsframework.run.artifacts import environment
     from fsframework.run.bench_table import write
+    from fsframework.run.provenance import environment
     from fsframework.run.resolve import resolve_device
 
     torch.set_num_threads(config.num_threads)

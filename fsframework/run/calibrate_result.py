@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import fsframework
 from fsframework.config.load import to_dict
 from fsframework.config.schema import ARTIFACT, RunConfig
-from fsframework.run import artifacts
+from fsframework.run import artifacts, provenance
 from fsframework.run.calibrate_job import Job, check_target
 from fsframework.run.calibrate_picture import picture
 
@@ -169,7 +169,7 @@ def _provenance(job: Job, numbers: Mapping[str, float], notes: Sequence[str]) ->
         "rollouts": job.key["rollouts"],
         "notes": list(notes),
         "environment": {
-            **artifacts.environment(str(job.plan.device), _PACKAGE),
+            **provenance.environment(str(job.plan.device), _PACKAGE),
             "command": command_of(job.plan.config, job.plan.policy_name, job.artifact),
         },
     }

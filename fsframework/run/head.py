@@ -9,7 +9,7 @@ from typing import Any
 import fsframework
 from fsframework.config.load import to_dict
 from fsframework.data.prompts import Prompt, plan_clips, to_jsonl
-from fsframework.run import artifacts
+from fsframework.run import artifacts, provenance
 from fsframework.run.job import Job
 from fsframework.run.resolve import artifacts_of, with_artifacts
 
@@ -34,10 +34,10 @@ def write_head(job: Job, note: Callable[[str], None]) -> None:
         artifacts.write_text(job.directory.path / copies[-1], plugin.read_text(encoding="utf-8"))
     resolved["plugins"] = copies
     artifacts.write_text(job.directory.config, OmegaConf.to_yaml(OmegaConf.create(resolved)))
-    now = artifacts.environment(str(job.plan.device), _PACKAGE)
-    if changed := artifacts.code_changed(job.directory, now["git"]):
+    now = provenance.environment(str(job.plan.device), _PACKAGE)
+    if changed := provenance.code_changed(job.directory, now["git"]):
         note(changed)
-    artifacts.record_environment(job.directory, now)
+    provenance.record_environment(job.directory, now)
 
 
 def _keep_prompts(job: Job) -> dict[str, Any]:

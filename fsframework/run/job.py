@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fsframework
-from fsframework.run import artifacts, launch
+from fsframework.run import artifacts, launch, provenance
 from fsframework.run.artifacts import RunDirectory
 from fsframework.run.progress import quiet_libraries
 from fsframework.run.reference import ReferenceCache
@@ -86,7 +86,7 @@ def directory_name(plan: Plan, pixels: Mapping[str, Any]) -> str:
 def pixels_of(plan: Plan, model: LoadedModel, sampling: dict[str, Any]) -> dict[str, Any]:
     """Everything that decides the pixels of a full-compute video, but the prompt and the seed."""
     return {
-        "model": artifacts.model_fingerprint(model.path),
+        "model": provenance.model_fingerprint(model.path),
         "dtype": str(next(model.transformer.parameters()).dtype).removeprefix("torch."),
         "device": plan.device.type,
         "threads": plan.config.launch.num_threads,  # sums are split among threads, so the last bits depend on it
@@ -106,7 +106,7 @@ def expected_pixels(plan: Plan) -> dict[str, Any]:
     config = plan.config
     source, checkpoint = locate(config.model.name, ask_hub=False)
     return {
-        "model": artifacts.model_fingerprint(source),
+        "model": provenance.model_fingerprint(source),
         "dtype": str(dtype_of(config.model.dtype, checkpoint, plan.device)).removeprefix("torch."),
         "device": plan.device.type,
         "threads": config.launch.num_threads,

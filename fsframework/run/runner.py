@@ -14,7 +14,7 @@ import fsframework
 from fsframework.config.schema import RunConfig
 from fsframework.data.prompts import Clip
 from fsframework.data.video import write_video
-from fsframework.run import artifacts, features, launch
+from fsframework.run import artifacts, features, launch, provenance
 from fsframework.run.attach import reuse
 from fsframework.run.costs import COST_UNITS
 from fsframework.run.head import write_head
@@ -65,7 +65,7 @@ def run(config: RunConfig, model: LoadedModel | None = None) -> Path:
     if len(job.directory.read_records()) == total and job.directory.is_finished:
         if world.is_first:
             print(f"{job.directory.path}: all {total} videos are there already", file=sys.stderr)
-            if changed := artifacts.code_changed(job.directory, artifacts.git_state(_PACKAGE)):
+            if changed := provenance.code_changed(job.directory, provenance.git_state(_PACKAGE)):
                 print(f"note: {changed}", file=sys.stderr)
             if not job.directory.report.is_file():
                 _write_report(job)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fsframework.metrics import PSNR
-from fsframework.run import artifacts
+from fsframework.run import artifacts, provenance
 from fsframework.run.resolve import build_metrics, build_policy, code_digest
 from fsframework.run.results import summarize, table
 
@@ -88,15 +88,15 @@ def test_model_fingerprint_changes_with_a_weight_and_not_with_the_training_recor
     (tmp_path / "transformer").mkdir()
     (tmp_path / "transformer" / "w.safetensors").write_bytes(b"abc")
     (tmp_path / "training").mkdir()
-    first = artifacts.model_fingerprint(tmp_path)
+    first = provenance.model_fingerprint(tmp_path)
     (tmp_path / "training" / "evaluation.json").write_text("{}")
-    assert artifacts.model_fingerprint(tmp_path) == first
+    assert provenance.model_fingerprint(tmp_path) == first
     (tmp_path / "transformer" / "w.safetensors").write_bytes(b"abd")
-    assert artifacts.model_fingerprint(tmp_path) != first
+    assert provenance.model_fingerprint(tmp_path) != first
 
 
 def test_git_state_is_none_outside_of_a_checkout(tmp_path):
-    assert artifacts.git_state(tmp_path) is None
+    assert provenance.git_state(tmp_path) is None
 
 
 def test_check_writable_makes_nothing(tmp_path):

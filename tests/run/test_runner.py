@@ -125,10 +125,10 @@ def test_the_saved_config_repeats_the_run_into_the_same_directory(finished, load
 
 
 def test_videos_made_by_other_code_are_kept_with_a_note(overrides, loaded_model, monkeypatch, capsys):
-    monkeypatch.setattr("fsframework.run.artifacts.git_state", lambda _: {"revision": "a" * 40, "dirty": False})
+    monkeypatch.setattr("fsframework.run.provenance.git_state", lambda _: {"revision": "a" * 40, "dirty": False})
     folder = run(load_config(None, overrides), loaded_model)
     assert "made at revision" not in capsys.readouterr().err
-    monkeypatch.setattr("fsframework.run.artifacts.git_state", lambda _: {"revision": "b" * 40, "dirty": False})
+    monkeypatch.setattr("fsframework.run.provenance.git_state", lambda _: {"revision": "b" * 40, "dirty": False})
     for missing in ((), ("metrics.json",)):
         for name in missing:
             (folder / name).unlink()
