@@ -98,6 +98,69 @@ def test_student_learns_from_points_of_the_teachers_trajectory(tmp_path):
     assert prompts == ["digit 0 is moving up and down"]
 
 
+class PowerCut(BaseException):
+    """Nothing catches it."""
+
+
+SCRIPTS = {
+    "shared": ("shared-opensora-late-seed0", ["only=[late]"]),
+    "distill": ("distill-full-seed0", []),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_arm_killed_while_it_trains_goes_on_from_its_checkpoint_bit_for_bit(tmp_path, monkeypatch, script):
+    import distill
+    import shared
+    from arms import read_json
+
+    from fsframework.train.shared_blocks import SharedBlocksStage
+
+    module = {"shared": shared, "distill": distill}[script]
+    stage_class = {"shared": SharedBlocksStage, "distill": distill.StepDistillation}[script]
+    arm, options = SCRIPTS[script]
+    config = tmp_path / "distill.yaml"
+    config.write_text("teachers: {full: {policy: {name: full}}}")
+    fit, loss, steps = module.fit, stage_class.loss, []
+
+    def fit_with_checkpoints(stage, tiny, directory):
+        tiny.checkpoint_minutes = 0.0  # after every step
+        return fit(stage, tiny, directory)
+
+    def run(folder, killed_at=None):
+        def counted(stage, step):
+            if stage._trainer is not None:  # else its FLOPs are counted
+                if step == killed_at:
+                    raise PowerCut
+                steps.append(step)
+            return loss(stage, step)
+
+        monkeypatch.setattr(stage_class, "loss", counted)
+        folders = [f"results={tmp_path / folder / 'results'}", f"runs={tmp_path / folder / 'runs'}"]
+        source = [str(config)] if script == "distill" else []
+        module.main([*source, "--quick", *options, *folders, "num_steps=5", "seeds=[0]"])
+
+    monkeypatch.setattr(module, "fit", fit_with_checkpoints)
+    run("whole")
+    for killed_at in (2, 4):
+        with pytest.raises(PowerCut):
+            run("killed", killed_at)
+        assert not (tmp_path / "killed" / "results" / f"{arm}.json").exists()
+    torch.manual_seed(1234)  # the global random state is no part of a run
+    run("killed")
+    assert steps == [0, 1, 2, 3, 4] * 2, "each step once, then each once again: none is done twice after a kill"
+    results, weights = [], []
+    for folder in ("whole", "killed"):
+        results.append({**read_json(tmp_path / folder / "results" / f"{arm}.json"), "cpu_seconds": None})
+        (checkpoint,) = (tmp_path / folder / "runs").glob("*/*.ckpt")
+        weights.append(torch.load(checkpoint, weights_only=False)["state_dict"])
+    assert results[0] == results[1]
+    assert len(results[0]["curve"]) == 5
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
 def test_tables_and_pictures_of_what_is_there(tmp_path, capsys):
     import curves
     from arms import write_json

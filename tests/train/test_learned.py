@@ -166,6 +166,8 @@ def test_a_killed_training_goes_on_bit_for_bit(tmp_path, monkeypatch, trainer):
     resumed = learn(config(tmp_path / "killed", trainer, options, **changes), model)
     assert resumed.fit.values == whole.fit.values
     assert resumed.fit.numbers == whole.fit.numbers
+    artifacts = [Artifact.load(learned.artifact, trainer) for learned in (whole, resumed)]
+    assert artifacts[0].digest == artifacts[1].digest, "what the policy will see"
     checkpoints = [torch.load(tmp_path / d / f"{trainer}.ckpt", weights_only=False) for d in ("whole", "killed")]
     for key, value in checkpoints[0]["state_dict"].items():
         assert torch.equal(value, checkpoints[1]["state_dict"][key]), key

@@ -20,6 +20,7 @@ from fsframework.train.learned_fit import learn
 from fsframework.train.predictor import (
     ChangeNetwork,
     Examples,
+    PredictorModule,
     PredictorOptions,
     examples_of,
     play,
@@ -197,6 +198,49 @@ def test_a_training_ends_in_an_artifact_that_the_policy_runs_with_and_is_the_sam
     monkeypatch.setattr(type(model), "generate_latents", refuse)
     (tmp_path / "two" / "predictor.ckpt").unlink()
     assert learn(settings(tmp_path / "two"), model).fit.values == learned.fit.values
+
+
+@pytest.mark.slow
+def test_a_training_killed_while_it_records_and_twice_while_it_learns_ends_in_the_same_artifact(tmp_path, monkeypatch):
+    model = random_model(num_steps=8)
+
+    def run(name):
+        made = settings(tmp_path / name, other_steps=[])
+        made.num_iterations = 6
+        return learn(made, model)
+
+    whole = run("whole")
+    start, loss, steps = LagRecorder.start, PredictorModule.loss, []
+
+    def second_video(self, run):
+        if list((tmp_path / "killed" / "recordings").glob("*.json")):
+            raise KeyError("power cut")
+        return start(self, run)
+
+    monkeypatch.setattr(LagRecorder, "start", second_video)
+    with pytest.raises(KeyError, match="power cut"):
+        run("killed")
+    monkeypatch.setattr(LagRecorder, "start", start)
+    assert len(list((tmp_path / "killed" / "recordings").iterdir())) == 1
+    first, second = sorted(random.sample(range(1, 6), 2))
+    for killed_at in (first, second, None):
+
+        def counted(self, step, killed_at=killed_at):
+            if step == killed_at:
+                raise KeyError("power cut")
+            steps.append(step)
+            return loss(self, step)
+
+        monkeypatch.setattr(PredictorModule, "loss", counted)
+        torch.manual_seed(1234)  # the global random state is no part of a training
+        if killed_at is not None:
+            with pytest.raises(KeyError, match="power cut"):
+                run("killed")
+    run("killed")
+    assert steps == [0, 1, 2, 3, 4, 5], f"killed at {first} and {second}"
+    artifacts = [Artifact.load(tmp_path / name / "artifact.json", "predictor") for name in ("whole", "killed")]
+    assert artifacts[0].digest == artifacts[1].digest
+    assert artifacts[0].provenance["numbers"] == artifacts[1].provenance["numbers"] == dict(whole.fit.numbers)
 
 
 def test_a_network_can_look_at_the_prompt_whose_norm_is_read_with_the_distances(tmp_path):
