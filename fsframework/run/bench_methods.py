@@ -11,7 +11,7 @@ import torch
 
 from fsframework.core import LoadedModel
 from fsframework.run.bench_config import BenchConfig
-from fsframework.run.bench_peers import has_cache_dit, measured_ratios, pairs
+from fsframework.run.bench_peers import LATTE, Pair, has_cache_dit, measured_ratios, pairs, pairs_on_latte
 
 BARE = "bare model"
 PEERS = ("diffusers", "cache-dit")
@@ -106,12 +106,8 @@ def methods(config: BenchConfig, model: LoadedModel, sampling: Mapping[str, Any]
         out += [ours(block) for block in USUAL]
     if not config.peers:
         return out
-    if type(model.transformer).__name__ != "CogVideoXTransformer3DModel":
-        return out
     known = {method.name for method in out}
-    num_steps = int(sampling["num_steps"])
-    others = {key: value for key, value in sampling.items() if key != "num_steps"}
-    for pair in pairs(measured_ratios(model, num_steps, **others), num_steps):
+    for pair in _pairs(model, sampling):
         kind = next(peer for peer in PEERS if pair.name.startswith(peer))
         out.append(Method(pair.name, kind, pair.session, pair.note))
         own = ours(pair.ours)
@@ -121,13 +117,27 @@ def methods(config: BenchConfig, model: LoadedModel, sampling: Mapping[str, Any]
     return out
 
 
+def _pairs(model: LoadedModel, sampling: Mapping[str, Any]) -> list[Pair]:
+    kind = type(model.transformer).__name__
+    if kind == "LatteTransformer3DModel":
+        return pairs_on_latte()
+    if kind != "CogVideoXTransformer3DModel":
+        return []
+    num_steps = int(sampling["num_steps"])
+    others = {key: value for key, value in sampling.items() if key != "num_steps"}
+    return pairs(measured_ratios(model, num_steps, **others), num_steps)
+
+
 def notes(config: BenchConfig, model: LoadedModel) -> list[str]:
     """What a reader should know about the rows that are missing."""
     out: list[str] = []
     if not config.peers:
         return out
-    if type(model.transformer).__name__ != "CogVideoXTransformer3DModel":
-        out.append(f"No peers: pairings of settings are written down for CogVideoX only, not for {model.name}.")
+    kind = type(model.transformer).__name__
+    if kind == "LatteTransformer3DModel":
+        out.append(LATTE)
+    elif kind != "CogVideoXTransformer3DModel":
+        out.append(f"No peers: pairings of settings are written down for CogVideoX and Latte, not for {model.name}.")
     elif not has_cache_dit():
         out.append("cache-dit is not installed: pip install 'fsframework[bench]'.")
     return out

@@ -44,6 +44,61 @@ def pairs(ratios: Sequence[float], num_steps: int) -> list[Pair]:
     return [*_of_diffusers(list(ratios), num_steps), *_of_cache_dit()]
 
 
+LATTE = (
+    "On Latte diffusers' PAB is paired with ours. It takes temporal attention for spatial ('transformer_blocks' is found in "
+    "'temporal_transformer_blocks', and first), so it has one range for both. FirstBlockCache and TaylorSeer want a cache "
+    "context, which LattePipeline does not open. FirstBlockCache and MagCache also take all spatial blocks to come before "
+    "all temporal ones, which run in turns. FasterCache and cache-dit are not paired there."
+)
+"""Which peers come beside ours on Latte, and why not more."""
+
+
+def pairs_on_latte() -> list[Pair]:
+    """What is compared on a Latte pipeline. Those that can not run there are rows that say so."""
+    import diffusers
+    from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig
+
+    def ours(cross: int) -> dict[str, Any]:
+        ranges = {"cross_attention": cross, "spatial": 2, "temporal": 2}
+        return {"name": "pab", **ranges, "window_low": 100, "window_high": 800, "mlp_windows": (), "gate": "pre"}
+
+    def attention(cross: int | None, pipe: Any) -> Any:
+        return diffusers.PyramidAttentionBroadcastConfig(
+            spatial_attention_block_skip_range=2,
+            temporal_attention_block_skip_range=2,
+            cross_attention_block_skip_range=cross,
+            current_timestep_callback=_timestep(pipe),
+        )
+
+    names = [r"(temporal_)?transformer_blocks\.\d+\.attn[12]", r"(temporal_)?transformer_blocks\.\d+\.ff"]
+    return [
+        Pair(
+            "diffusers PAB, self-attention",
+            *_hook(partial(attention, None)),
+            ours=ours(1),
+        ),
+        Pair(
+            "diffusers PAB, self- and cross-attention",
+            *_hook(partial(attention, 3)),
+            ours=ours(3),
+        ),
+        Pair(
+            "diffusers FirstBlockCache 0.1",
+            *_hook(partial(_first_block, 0.1)),
+            ours={"name": "first_block_cache", "threshold": 0.1},
+        ),
+        Pair(
+            "diffusers TaylorSeer, with names that match",
+            *_hook(
+                lambda pipe: TaylorSeerCacheConfig(
+                    cache_interval=2, disable_cache_before_step=4, max_order=1, cache_identifiers=names
+                )
+            ),
+            ours={"name": "taylorseer", "interval": 2, "first_steps": 4, "order": 1},
+        ),
+    ]
+
+
 def _hook(config: Callable[[Any], Any]) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     return (lambda pipe: pipe.transformer.enable_cache(config(pipe))), (lambda pipe: pipe.transformer.disable_cache())
 

@@ -116,6 +116,23 @@ def test_a_model_narrows_the_benchmark_to_itself_and_keys_are_strict():
 
 
 @pytest.mark.slow
+def test_on_latte_the_one_peer_that_runs_makes_our_decisions_and_the_others_say_why_not(tmp_path):
+    """Of the timesteps 750, 500, 250 and 0 self-attention is reused at 500, cross-attention also at 250."""
+    from fsframework.run.bench import bench
+
+    result = bench(load_bench("tiny-latte", ["rounds=1", "num_steps=4", "policies=[full]", f"out={tmp_path}"]))
+    (section,) = result.sections
+    rows = {row.name: row for row in section.rows}
+    theirs = [row for row in section.rows if row.name.startswith("diffusers PAB")]
+    own = [row for row in section.rows if row.name.startswith("pab")]
+    assert [row.error for row in theirs] == [row.error for row in own]
+    assert 0 < theirs[0].error[0] < theirs[1].error[0]
+    for name in ("diffusers FirstBlockCache 0.1", "diffusers TaylorSeer, with names that match"):
+        assert "No cache context is set" in rows[name].failed
+    assert any("LattePipeline does not open" in note for note in section.notes)
+
+
+@pytest.mark.slow
 def test_full_compute_has_no_error_and_static_reuse_every_second_step_half_the_blocks(tmp_path):
     from fsframework.run.bench import bench
 
