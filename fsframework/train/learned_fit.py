@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import warnings
@@ -97,6 +98,7 @@ def learn(
             **describe(model),
         }  # fmt: skip
         Artifact(module.policy, dict(fit.values), _facts(module.run), provenance).save(path)
+        _end_mirror(module, fit, path)
     return Learned(module.policy, model.name, path, metrics.path, fit, cost, is_first)
 
 
@@ -194,30 +196,49 @@ def _fit(module: LearnedModule, config: LearnedConfig, folder: Path) -> dict[str
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
-    if config.wandb != "disabled" and trainer.is_global_zero:
-        import wandb
-
-        wandb.finish()
     return {
         "iterations": float(trainer.global_step), "cpu_seconds": cost.cpu_seconds, "wall_seconds": cost.wall_seconds
     }  # fmt: skip
 
 
 def _logger(config: LearnedConfig, folder: Path) -> Any:
-    """W&B's, or False without it; that it can not be had loses no training."""
+    """W&B's, or False without it; that it can not be had loses no training.
+
+    The run's identifier follows from the folder and what is trained in it, so a training that goes on is one run there.
+    """
     if config.wandb == "disabled":
         return False
     from lightning.pytorch.loggers import WandbLogger
 
+    claimed = f"{folder.resolve()} {(folder / 'config.json').read_text()}"
     try:
-        return WandbLogger(
+        logger = WandbLogger(
             name=config.name,
             project=config.project,
             save_dir=folder,
             offline=config.wandb == "offline",
+            id=hashlib.sha256(claimed.encode()).hexdigest()[:12],
+            resume="allow",
             config=to_plain(config),
             job_type="train",
         )
+        _ = logger.experiment  # begins the run: what can go wrong does so here
     except Exception as error:
         warnings.warn(f"training goes on without W&B: {type(error).__name__}: {error}", stacklevel=2)
         return False
+    return logger
+
+
+def _end_mirror(module: LearnedModule, fit: Fit, path: Path) -> None:
+    """Give W&B the numbers and the artifact, and end its run; what fails there is a warning."""
+    if module.logger is None:
+        return
+    import wandb
+
+    try:
+        run: Any = module.logger.experiment
+        run.summary.update(dict(fit.numbers))
+        run.log_artifact(str(path), name=module.policy, type="policy")
+        wandb.finish()
+    except Exception as error:
+        warnings.warn(f"W&B has not all of this training: {type(error).__name__}: {error}", stacklevel=2)

@@ -10,6 +10,7 @@ import copy
 import json
 import os
 import time
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -198,9 +199,11 @@ class StageModule(lightning.LightningModule):
         """Write a row to the metrics file, the logger and the screen."""
         self.metrics.append(self.stage, self.global_step, **row)
         if self.logger is not None:
-            self.logger.log_metrics(
-                {f"{self.stage}/{k}": v for k, v in row.items() if isinstance(v, int | float)}, step=self.global_step
-            )
+            numbers = {f"{self.stage}/{k}": v for k, v in row.items() if isinstance(v, int | float)}
+            try:
+                self.logger.log_metrics(numbers, step=self.global_step)
+            except Exception as error:  # a service that is gone loses no training
+                warnings.warn(f"a row is in {self.metrics.path} only: {type(error).__name__}: {error}", stacklevel=2)
         words = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
         if "seconds_per_step" in row:
             minutes = (self.num_steps - self.global_step) * row["seconds_per_step"] / 60
