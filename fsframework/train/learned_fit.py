@@ -231,12 +231,13 @@ def _logger(config: LearnedConfig, folder: Path) -> Any:
 
 def _end_mirror(module: LearnedModule, fit: Fit, path: Path) -> None:
     """Give W&B the numbers and the artifact, and end its run; what fails there is a warning."""
-    if module.logger is None:
+    logger: Any = module.logger
+    if logger is None:
         return
     import wandb
 
     try:
-        run: Any = module.logger.experiment
+        run = logger.experiment
         run.summary.update(dict(fit.numbers))
         run.log_artifact(str(path), name=module.policy, type="policy")
         wandb.finish()
