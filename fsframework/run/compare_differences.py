@@ -210,10 +210,13 @@ def _machine(runs: Sequence[Run]) -> list[str]:
     if revisions:
         names = _first([run.folder.name for run in revisions], _NAMED)
         out.append(f"Their git revision changed between the goes: {names}.")
+    timed_beside: dict[tuple[int, int], list[str]] = {}
     for run in runs:
         timed = sum(record.get(f"reference_{run.clock}") is not None for record in run.records)
         if timed < len(run.records):
-            out.append(f"Full compute was timed beside {timed} of {len(run.records)} videos of {run.folder.name}.")
+            timed_beside.setdefault((timed, len(run.records)), []).append(run.folder.name)
+    for (timed, videos), names in timed_beside.items():
+        out.append(f"Full compute was timed beside {timed} of {videos} videos of {_first(names, _NAMED)}.")
     return out
 
 

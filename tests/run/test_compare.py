@@ -229,6 +229,18 @@ def test_what_differs_is_said_in_sentences_and_nothing_when_nothing_does(make):
     assert "pab: one setting, so no line." in said
 
 
+def test_runs_without_timed_full_compute_are_named_in_one_sentence(make):
+    folders = [static(make, k, 0.9 - 0.1 * k, [30] * 3) for k in (2, 3, 4)]
+    for folder in folders[:2]:
+        rows = [json.loads(line) for line in (folder / "videos.jsonl").read_text().splitlines()]
+        rows = [{key: value for key, value in row.items() if not key.startswith("reference_")} for row in rows]
+        (folder / "videos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = [s for s in compare(folders).blocks[0].statements if "timed beside" in s]
+    assert len(said) == 1
+    assert said[0].startswith("Full compute was timed beside 0 of 6 videos of ")
+    assert "static-2" in said[0] and "static-3" in said[0] and "static-4" not in said[0]
+
+
 def test_full_compute_is_shown_as_identical_and_joins_no_line(make, two_sweeps):
     full = make("full-1", {"name": "full"}, 1.0, [math.inf] * 3)
     comparison = compare([*two_sweeps, full])
