@@ -215,8 +215,8 @@ def _machine(runs: Sequence[Run]) -> list[str]:
         timed = sum(record.get(f"reference_{run.clock}") is not None for record in run.records)
         if timed < len(run.records):
             timed_beside.setdefault((timed, len(run.records)), []).append(run.folder.name)
-    for (timed, videos), names in timed_beside.items():
-        out.append(f"Full compute was timed beside {timed} of {videos} videos of {_first(names, _NAMED)}.")
+    for (timed, videos), folders in timed_beside.items():
+        out.append(f"Full compute was timed beside {timed} of {videos} videos of {_first(folders, _NAMED)}.")
     return out
 
 
