@@ -242,7 +242,7 @@ def test_block_probes_are_refused_before_the_first_block(family):
 
 
 def test_an_unknown_probe_lists_those_there_are(family):
-    known = sorted(["latent", *family.adapter.probes, *family.adapter.block_probes])
+    known = sorted(["latent", "prompt_norm", *family.adapter.probes, *family.adapter.block_probes])
     with pytest.raises(ValueError, match=f"has no probe 'tmb'.*Known: {', '.join(known)}"):
         family.adapter.probe("tmb", family.model, family.inputs, {})
 
