@@ -137,7 +137,7 @@ def test_full_compute_has_no_error_and_static_reuse_every_second_step_half_the_b
     from fsframework.run.bench import bench
 
     policies = "policies=[full,{name: static, interval: 2, warmup: 1}]"
-    result = bench(load_bench("tiny-latte", ["rounds=1", "num_steps=4", policies, f"out={tmp_path}"]))
+    result = bench(load_bench("tiny-latte", ["rounds=1", "num_steps=4", "peers=false", policies, f"out={tmp_path}"]))
     bare, full, static = result.sections[0].rows
     assert full.error == [0.0]
     assert full.flops == bare.flops
