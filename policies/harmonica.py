@@ -23,7 +23,7 @@ class HarmoniCa(GatedPolicy):
     where the blend is w * fresh + (1 - w) * cached with w the gate, and a cached value is replaced only where w is above the
     threshold. lambda_s is how far the final latent ends from that of full compute when only step s uses its mask, measured
     anew every so many iterations: it tells how much an error at that step matters in the end. `budget` reuses the smallest
-    gates, as many as a fraction of the FLOPs asks for: one training serves several fractions.
+    gates, as many as a fraction of the FLOPs asks for; trained with a growing price, one artifact serves several fractions.
 
     Granularity: block or sub-module (the paper: attention and MLP), as trained. Caches every site that is ever reused:
     blocks by their change (a residual), sub-modules by their output before the gate. Host reads: none. Training: two forwards

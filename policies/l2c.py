@@ -22,7 +22,7 @@ class LearningToCache(GatedPolicy):
     and minimises the squared difference to the full model's prediction for the same latent, plus a price on compute: the
     sum of w times each site's share of the FLOPs. At its minimum 1 - w is about the price times the site's FLOPs over the
     error that reusing it makes, so the order of the gates ranks sites by error per FLOP. `budget` reuses the smallest
-    gates, as many as a fraction of the FLOPs asks for: one training serves several fractions.
+    gates, as many as a fraction of the FLOPs asks for; trained with a growing price, one artifact serves several fractions.
 
     Granularity: block or sub-module (the paper: attention and MLP), as trained. Caches every site that is ever reused:
     blocks by their change (a residual), sub-modules by their output before the gate. Host reads: none. Training: 1.5
