@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -11,6 +12,7 @@ from fsframework.core.calibration import Artifact
 from fsframework.core.decision import Decision
 from fsframework.core.policy import Call, ReusePolicy, Storage
 from fsframework.core.registry import POLICIES
+from fsframework.core.review import ReuseWarning
 from fsframework.core.schedule import most_kept, plan
 from fsframework.core.site import Part, Run, Site
 
@@ -130,6 +132,8 @@ class GatedPolicy(ReusePolicy[dict[Site, list[Decision]]]):
                 that its gates can not meet.
         """
         computes = self._computes(run)
+        if self.budget is not None and self.artifact is not None:
+            warn_unordered(self._name, Artifact.load(self.artifact, self._name))
         return {site: plan(computes[site.name], run.depth) for site in run.sites}
 
     def decide(self, state: dict[Site, list[Decision]], call: Call, site: Site) -> Decision:
@@ -204,6 +208,18 @@ def trained_table(policy: str, path: str, run: Run, storage: str) -> GateTable:
             f"{storage!r}; set policy.storage={values['storage']}"
         )
     return GateTable({site.name: gates[site.name] for site in run.sites}, shares)
+
+
+def warn_unordered(policy: str, artifact: Artifact) -> None:
+    """Warn where gates were learned at one price: those far from it are at their limits, in no order to meet a budget by."""
+    options = artifact.provenance.get("options") or {}
+    if options.get("penalty") and options.get("final_penalty") is None:
+        warnings.warn(
+            f"{policy}: the gates were learned at one price (train.penalty={options['penalty']}), which orders them near one "
+            f"budget only. Train with train.final_penalty, or use policy.threshold in place of policy.budget.",
+            ReuseWarning,
+            stacklevel=3,
+        )
 
 
 def needs_training(policy: str, run: Run) -> ValueError:

@@ -1,5 +1,7 @@
 """Gated policies, shown on Learning-to-Cache: HarmoniCa decides by a table of the same kind."""
 
+import warnings
+
 import pytest
 import torch
 from toys import SmoothDiT, run_smooth, toy_session
@@ -67,6 +69,24 @@ def test_the_budget_of_the_policy_is_that_of_its_artifact(tmp_path):
     session, _ = run(LearningToCache(artifact=artifact(tmp_path), budget=0.8))
     assert session.trace.decisions("joint.0") == "CRCC"
     assert session.trace.decisions("joint.1") == "CCCR"
+
+
+@pytest.mark.filterwarnings("default::fsframework.core.review.ReuseWarning")
+def test_a_budget_of_gates_that_were_learned_at_one_price_warns(tmp_path):
+    path = artifact(tmp_path)
+
+    def warned(options, **chosen):
+        made = Artifact.load(path, "l2c")
+        Artifact("l2c", made.values, made.facts, provenance={"options": options}).save(path)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            run(LearningToCache(artifact=path, **chosen))
+        return [str(one.message) for one in found if "learned at one price" in str(one.message)]
+
+    one_price = {"penalty": 0.01, "final_penalty": None}
+    assert "train.penalty=0.01" in warned(one_price, budget=0.8)[0]
+    assert warned(one_price) == []
+    assert warned({"penalty": 0.01, "final_penalty": 1.0}, budget=0.8) == []
 
 
 def test_a_budget_below_what_every_learned_gate_saves_says_what_is_possible(tmp_path):
